@@ -1,0 +1,69 @@
+"""Files and folders that appear complete or not at all: write beside the target, then rename."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it becomes `target`, on any error it is removed.
+
+    The data is flushed to the disk before the rename, so a crash (or `kill -9`) leaves the old file or the new one.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The ending is kept: many writers (SimpleITK, Pillow, matplotlib) choose the format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{target.name.split('.')[0]}.", suffix="".join(target.suffixes[-2:]),
+                                    dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success it becomes `target`, on any error it is removed.
+
+    Raises:
+        FileExistsError: `target` exists already; nothing is overwritten.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} already exists")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(text: str, target: str | Path) -> None:
+    """Write `text` (UTF-8) atomically."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(content: object, target: str | Path) -> None:
+    """Write `content` as indented JSON, keeping the order of its keys, atomically."""
+    write_text(json.dumps(content, indent=2) + "\n", target)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,49 @@
+"""`nnunet_synth VERB …`: verbs → functions, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from nnunet_synth import __version__
+from nnunet_synth.errors import UserError
+
+VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "evaluate", "demo", "doctor")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, or 2 with one clear line on stderr when the user can mend it."""
+    args = build_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"nnunet_synth {args.verb}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        print(f"nnunet_synth {args.verb}: error: {error.strerror}: {error.filename or 'while writing'}; "
+              "nothing incomplete was left behind, run the same command again when that is mended", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"nnunet_synth {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; verbs of `commands/` add their own arguments."""
+    parser = argparse.ArgumentParser(prog="nnunet_synth", description="Train nnU-Net with the scans nobody labelled.")
+    parser.add_argument("--version", action="version", version=f"nnunet_synth {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        module = importlib.import_module(f"nnunet_synth.commands.{verb}")
+        subparser = subparsers.add_parser(verb, help=module.HELP, description=module.__doc__,
+                                          epilog=f"example:\n  {module.EXAMPLE}",
+                                          formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser

@@ -1,0 +1,1 @@
+"""Equations as functions; they know torch and nothing else."""
