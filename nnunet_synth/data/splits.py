@@ -77,10 +77,10 @@ def find_fold(splits: Sequence[Split], fold: int | str) -> int:
         UserError: there is none; stock nnU-Net would train on a random split instead. The named ones are listed.
     """
     names = [split.get("name") for split in splits]
-    if fold in names:
-        return names.index(fold)
     if str(fold).isdigit() and int(fold) < len(splits):
         return int(fold)
+    if fold in names:
+        return names.index(fold)
     named = ", ".join(f"{index} = {name}" for index, name in enumerate(names) if name) or "none is named"
     raise UserError(f"splits_final.json has no fold {fold}; it has 0 to {len(splits) - 1} ({named}); "
                     "`nnunet_synth split` adds label-ratio folds")
