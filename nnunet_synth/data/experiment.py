@@ -13,7 +13,16 @@ from typing import Any
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_synth.data.splits import check_split, find_split, load_splits, split_sha256
+from nnunet_synth.atomic import write_json
+from nnunet_synth.data.splits import (
+    check_split,
+    default_splits,
+    find_fold,
+    find_split,
+    load_splits,
+    split_sha256,
+    splits_file,
+)
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
@@ -90,6 +99,9 @@ class Experiment:
         """The split of this fold; FOLD `all` trains on everything and sees `imagesTs` only as a test set."""
         if self.fold == "all":
             return {"name": "all", "train": self.labelled_ids, "val": [], "unlabelled": []}
+        if not splits_file(self.preprocessed_folder).exists():
+            # What nnU-Net's own trainer would write at its first start.
+            write_json(default_splits(self.labelled_ids), splits_file(self.preprocessed_folder))
         split = find_split(load_splits(self.preprocessed_folder), self.fold)
         check_split(split)
         missing = sorted({*split["train"], *split.get("unlabelled", [])} - set(self.labelled_ids))
@@ -239,16 +251,9 @@ def environment_folder(variable: str) -> Path:
 
 
 def _parse_fold(fold: int | str | None, preprocessed_folder: Path) -> int | str | None:
-    if fold is None or fold == "all" or isinstance(fold, int):
-        return fold
-    if fold.isdigit():
-        return int(fold)
-    names = [split.get("name") for split in load_splits(preprocessed_folder)]
-    if fold not in names:
-        known = ", ".join(name for name in names if name) or "none"
-        raise UserError(f"fold {fold!r} is neither a number, 'all', nor a named entry of splits_final.json "
-                        f"(named: {known})")
-    return names.index(fold)
+    if fold is None or fold == "all" or str(fold).isdigit():
+        return int(fold) if str(fold).isdigit() else fold
+    return find_fold(load_splits(preprocessed_folder), fold)
 
 
 def _read_json(path: Path, cure: str) -> dict[str, Any]:

@@ -1,0 +1,182 @@
+"""Two streams in one loader: labelled and unlabelled samples, equal batches, with their layouts.
+
+One composite loader instead of two keeps the ratio of the streams constant and takes its processes from nnU-Net's own
+`nnUNet_n_proc_DA` budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout
+
+NUM_EXTRA_CHANNELS = 3      # layout, cluster, valid
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cases
+
+
+class CasesWithLayout:
+    """Cases of an nnU-Net dataset whose layout maps travel in the slot for previous-stage segmentations."""
+
+    def __init__(self, dataset: nnUNetBaseDataset, layouts_folder: Path) -> None:
+        self.dataset = dataset
+        self.layouts_folder = layouts_folder
+        self.identifiers = list(dataset.identifiers)
+
+    def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image [C, z, y, x], segmentation [1, z, y, x], layout map [z, y, x], properties; lazily read."""
+        image, segmentation, _, properties = self.dataset.load_case(case_id)
+        return image, segmentation, open_layout(self.layouts_folder, case_id, image.shape[1:]), properties
+
+
+class UnlabelledCases:
+    """The unlabelled stream: the pool, and labelled-dataset cases whose labels this fold hides.
+
+    Segmentations are reduced to where the image is valid (-1 outside, 0 inside), and `class_locations` to voxels inside
+    the layout, so that no label can reach the loader.
+
+    Args:
+        sources: datasets with disjoint ids.
+        inside_layout: draw around voxels of the layout where a case has one; otherwise uniformly.
+    """
+
+    def __init__(self, sources: Sequence[nnUNetBaseDataset], layouts_folder: Path, inside_layout: bool) -> None:
+        self.layouts_folder = layouts_folder
+        self.inside_layout = inside_layout
+        self.source_of = {case_id: CasesWithLayout(source, layouts_folder)
+                          for source in sources for case_id in source.identifiers}
+        self.identifiers = list(self.source_of)
+
+    def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        image, segmentation, layout, properties = self.source_of[case_id].load_case(case_id)
+        properties = {**properties, "class_locations": self._locations(case_id)}
+        return image, HiddenSegmentation(segmentation), layout, properties
+
+    def num_slices(self) -> int:
+        """How many slices along the first axis one pass over the stream holds."""
+        total = 0
+        for case_id in self.identifiers:
+            locations = self._locations(case_id)
+            if locations:
+                total += len(np.unique(locations[1][:, 1]))
+            else:
+                total += self.source_of[case_id].load_case(case_id)[0].shape[1]
+        return total
+
+    def _locations(self, case_id: str) -> dict[int, np.ndarray]:
+        path = Path(self.layouts_folder) / f"{case_id}_locations.npy"
+        if not self.inside_layout or not path.exists():
+            return {}
+        locations = np.load(path, allow_pickle=False)
+        return {1: locations} if len(locations) else {}
+
+
+class HiddenSegmentation:
+    """A segmentation without its labels: -1 where it is -1, else 0. Lazy: only what is cropped is read."""
+
+    def __init__(self, segmentation: Any) -> None:
+        self._segmentation = segmentation
+        self.shape = segmentation.shape
+        self.ndim = len(segmentation.shape)
+        self.dtype = segmentation.dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.minimum(self._segmentation[key], 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transforms
+
+
+class LayoutToChannels(BasicTransform):
+    """Turn the layout map (segmentation channel 1) into three data channels: layout, cluster, valid.
+
+    Runs after all spatial and intensity transforms and just before nnU-Net forgets, by RemoveLabelTransform(-1, 0),
+    where the image was padded.
+    """
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        segmentation = data_dict["segmentation"]
+        layout_map = segmentation[1].clamp(min=0)       # padding is -1
+        channels = torch.stack([layout_map % CLUSTER_FACTOR, layout_map // CLUSTER_FACTOR, segmentation[0] != -1])
+        data_dict["image"] = torch.cat([data_dict["image"], channels.to(data_dict["image"].dtype)])
+        data_dict["segmentation"] = segmentation[:1]
+        return data_dict
+
+
+def with_layout_channels(transforms: ComposeTransforms) -> ComposeTransforms:
+    """nnU-Net's transforms, with `LayoutToChannels` before RemoveLabelTransform(-1, 0)."""
+    position = next(index for index, transform in enumerate(transforms.transforms)
+                    if isinstance(transform, RemoveLabelTransform) and transform.label_value == -1)
+    return ComposeTransforms([*transforms.transforms[:position], LayoutToChannels(), *transforms.transforms[position:]])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loaders
+
+
+class UnlabelledLoader(nnUNetDataLoader):
+    """Draws patches around layout voxels where a case has them, else uniformly; never around a label."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, oversample_foreground_percent=0.0, **kwargs)
+        self.has_ignore = False     # unlabelled cases have no ignored areas, nor the table that nnU-Net looks up then
+
+    def get_bbox(self, data_shape: np.ndarray, force_fg: bool, class_locations: dict[int, np.ndarray],
+                 *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
+        return super().get_bbox(data_shape, bool(class_locations), class_locations, *args, **kwargs)
+
+
+class TwoStreamLoader:
+    """{"data", "target", "keys"} of the labelled stream and {"data_u", "keys_u"} of the unlabelled one in one batch.
+
+    data: [B, C + 3, …] float32; the last three channels are layout, cluster and valid (`split_channels`).
+    """
+
+    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader) -> None:
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch, batch_u = next(self.labelled), next(self.unlabelled)
+        return {**batch, "data_u": batch_u["data"], "keys_u": batch_u["keys"]}
+
+    def set_thread_id(self, thread_id: int) -> None:
+        self.labelled.set_thread_id(thread_id)
+        self.unlabelled.set_thread_id(thread_id)
+
+
+def split_channels(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[B, C + 3, …] → image [B, C, …] float32, layout [B, …] int64, cluster [B, …] int64, valid [B, …] bool."""
+    image, (layout, cluster, valid) = data[:, :-NUM_EXTRA_CHANNELS], data[:, -NUM_EXTRA_CHANNELS:].unbind(1)
+    return image, layout.long(), cluster.long(), valid > 0.5
+
+
+def in_background(loader: Any, num_processes: int, num_cached: int, seeds: Sequence[int] | None,
+                  pin_memory: bool) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
+    """Run a loader in `num_processes` processes, as nnU-Net does; 0 = in this one.
+
+    Seeds are not left out: without them, forked workers share one stream of torch's random numbers, and with it
+    their mirroring and noise (nnunet.md §4).
+    """
+    if num_processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(data_loader=loader, transform=None, num_processes=num_processes,
+                                        num_cached=num_cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
