@@ -1,0 +1,201 @@
+"""Hyper-parameters of the trainers: what may stand in the `nnunet_synth` block of a plans configuration.
+
+`nnunet_synth configure` writes such blocks, the trainers read them. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from nnunet_synth.errors import UserError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The values that a number may have; a bound that is `open` does not belong to them."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        return low if math.isinf(self.high) else f"{low} and {high}"
+
+
+COUNT = Bounds(low=1)
+COUNT_OR_NONE_AT_ALL = WEIGHT = Bounds(low=0)
+PROBABILITY = Bounds(low=0, high=1, open_low=True, open_high=True)
+FRACTION = Bounds(low=0, high=1)
+
+
+def _number(default: Any, bounds: Bounds) -> Any:
+    return field(default=default, metadata={"bounds": bounds})
+
+
+def _choice(*choices: str) -> Any:
+    """The first choice is the default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """All hyper-parameters of the semi-supervised trainers; the defaults are SA-CPS with nnU-Net's schedule.
+
+    Attributes:
+        synthesizer: registered name.
+        synthesizer_from: a folder (…/fold_0) to load the synthesizer from; None = the one pretrained for this fold
+            under this configuration, then along its `inherits_from` chain.
+        synthesizer_preset, synthesizer_options: what `nnunet_synth pretrain` is asked for when there is none yet.
+        num_styles: K of SA-CPS Eq. 2, style codes averaged a mini-batch.
+        style_source: where the codes come from: labelled training slices with infection (N+), all of them (N), or the
+            unlabelled image itself (SA-CPS Fig. 8).
+        style_average: mean over those of the K codes that have the class, or the paper's plain mean.
+        augment_synthetic: nnU-Net's intensity augmentation on synthetic images, or none (the paper).
+        mask_outside_layout: ignore everything outside the layout (the paper: the lungs).
+        label_source: what labels a synthetic image: the pseudo-label it was drawn from, or the synthesizer's own
+            segmentation head.
+        synthetic_accept_threshold: lowest probability of being real of a synthetic image that is used; None = all are.
+        pseudo_weight, synthetic_weight: λ of SA-CPS Eq. 14 and μ of SA-ST Eq. 18.
+        confidence_threshold: τ of Eq. 9, for region-based labels (softmax labels use the argmax).
+        ramp_up_epochs: epochs of sigmoid ramp-up of both weights; 0 = none (the paper).
+        batch_size: labelled samples a step; None = the plan's.
+        unlabelled_batch_size: None = as many as labelled ones (the paper).
+        pool_slices: draw unlabelled slices that hold some layout, or all.
+        teacher: results folder of the teacher (SA-ST).
+        num_rounds: rounds of teacher ← student (SA-ST).
+        epochs_over_unlabelled: length of the training in passes over the unlabelled stream; None = `num_epochs`.
+        seed: of weights, loaders and style draws; None = not seeded, as nnU-Net.
+        preview_every: epochs between preview pictures; 0 = never.
+        momentum: of SGD with Nesterov's correction.
+        num_epochs … enable_deep_supervision: nnU-Net's own attributes; None = nnU-Net's values.
+    """
+
+    synthesizer: str = "sean"
+    synthesizer_from: str | None = None
+    synthesizer_preset: str = "default"
+    synthesizer_options: Mapping[str, Any] = field(default_factory=dict)
+    num_styles: int = _number(10, COUNT)
+    style_source: str = _choice("pool_positive", "pool", "self")
+    style_average: str = _choice("present_only", "paper")
+    augment_synthetic: str = _choice("intensity", "none")
+    mask_outside_layout: bool = False
+    label_source: str = _choice("pseudo", "head")
+    synthetic_accept_threshold: float | None = _number(None, PROBABILITY)
+
+    pseudo_weight: float = _number(0.5, WEIGHT)
+    synthetic_weight: float = _number(0.5, WEIGHT)
+    confidence_threshold: float = _number(0.5, PROBABILITY)
+    ramp_up_epochs: int = _number(0, COUNT_OR_NONE_AT_ALL)
+
+    batch_size: int | None = _number(None, COUNT)
+    unlabelled_batch_size: int | None = _number(None, COUNT)
+    pool_slices: str = _choice("layout", "all")
+
+    teacher: str | None = None
+    num_rounds: int = _number(1, COUNT)
+    epochs_over_unlabelled: int | None = _number(None, COUNT)
+    seed: int | None = _number(None, Bounds(low=0, high=2**32 - 1))
+    preview_every: int = _number(10, COUNT_OR_NONE_AT_ALL)
+
+    momentum: float = _number(0.99, Bounds(low=0, high=1, open_high=True))
+    num_epochs: int | None = _number(None, COUNT)
+    num_iterations_per_epoch: int | None = _number(None, COUNT)
+    num_val_iterations_per_epoch: int | None = _number(None, COUNT)
+    initial_lr: float | None = _number(None, Bounds(low=0, open_low=True))
+    weight_decay: float | None = _number(None, WEIGHT)
+    oversample_foreground_percent: float | None = _number(None, FRACTION)
+    probabilistic_oversampling: bool | None = None
+    save_every: int | None = _number(None, COUNT)
+    enable_deep_supervision: bool | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for setting in fields(self):
+            value = _checked_type(setting.name, getattr(self, setting.name), hints[setting.name])
+            _check_range(setting.name, value, setting.metadata)
+            object.__setattr__(self, setting.name, value)
+        if self.num_epochs is not None and self.epochs_over_unlabelled is not None:
+            raise UserError("num_epochs and epochs_over_unlabelled are both set; set one of them to null")
+
+    @classmethod
+    def from_plans_configuration(cls, block: Mapping[str, Any]) -> TrainerConfig:
+        """The hyper-parameters of the `nnunet_synth` block of a plans configuration ({} = all defaults).
+
+        Raises:
+            UserError: a key is unknown (the closest and all known ones are named), or a value has the wrong type or
+                is out of its range.
+        """
+        known = [setting.name for setting in fields(cls)]
+        for key in block:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise UserError(f"unknown hyper-parameter {key!r}; {hint}known: {', '.join(known)}")
+        return cls(**block)
+
+    def to_json(self) -> dict[str, Any]:
+        """The block that `from_plans_configuration` reads: every hyper-parameter that is not left to nnU-Net."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def trainer_attributes(self) -> dict[str, Any]:
+        """Attributes of `nnUNetTrainer` to set: those that are not left to nnU-Net."""
+        return {key: getattr(self, key) for key in NNUNET_ATTRIBUTES if getattr(self, key) is not None}
+
+
+NNUNET_ATTRIBUTES = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr",
+                     "weight_decay", "oversample_foreground_percent", "probabilistic_oversampling", "save_every",
+                     "enable_deep_supervision")
+
+# What the SA-CPS paper does beyond λ, τ, K and equal batches (§IV-A): the default leaves it to nnU-Net.
+# 20 epochs are those of COVID-19-20; MosMedData has 10.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "momentum": 0.9,
+        "epochs_over_unlabelled": 20,
+        "style_average": "paper",
+        "mask_outside_layout": True,
+        "augment_synthetic": "none",
+        "synthesizer_preset": "paper",      # ngf 64
+    },
+}
+
+
+def _checked_type(key: str, value: Any, hint: Any) -> Any:
+    """`value`, an integer where a float is wanted made one; UserError where it has another type than `hint`."""
+    optional = type(None) in get_args(hint)
+    if value is None and optional:
+        return None
+    wanted = next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint
+    if get_origin(wanted) is not None:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise UserError(f"{key} must be an object with text keys ({{\"ngf\": 16}}), got {value!r}")
+        return dict(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise UserError(f"{key} must be {names[wanted]}{' or null' if optional else ''}, got {value!r}")
+    return value
+
+
+def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    if "bounds" in limits and value not in limits["bounds"]:
+        raise UserError(f"{key} must be {limits['bounds']}, got {value}")
+    if "choices" in limits and value not in limits["choices"]:
+        raise UserError(f"{key} must be one of {', '.join(limits['choices'])}, got {value!r}")
+    if value == "":
+        raise UserError(f"{key} must not be empty")
