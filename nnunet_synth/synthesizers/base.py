@@ -244,6 +244,21 @@ class Synthesizer(nn.Module, ABC):
         """[N] bool: False where a needed style does not exist."""
         return torch.ones(len(request.semantic), dtype=torch.bool, device=request.semantic.device)
 
+    # -- saved weights -----------------------------------------------------------------------------------------------
+
+    def export_state(self) -> dict[str, Tensor]:
+        """What `model.safetensors` holds: all that inference needs and nothing that only training does, as contiguous
+        tensors that share no storage with the module."""
+        return {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
+
+    def load_exported(self, state: dict[str, Tensor]) -> None:
+        """Take the weights that `export_state` gave; from then on this synthesizer is for inference.
+
+        Raises:
+            RuntimeError: a tensor is missing, unknown or of another shape.
+        """
+        self.load_state_dict(state, strict=True)
+
     # -- the one call ------------------------------------------------------------------------------------------------
 
     @final

@@ -1,0 +1,35 @@
+"""Adversarial losses over a multi-scale discriminator, whose answer is, for each scale, a list of feature maps of
+which the last holds the logits (see `synthesizers/blocks.py`).
+
+Every loss is a mean over the pixels of a scale's logits, averaged over the scales, and is computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Features = Sequence[Sequence[Tensor]]       # [scale][layer] of [N, C, H, W]; the last layer = logits
+
+
+def hinge_generator_loss(fake: Features) -> Tensor:
+    """−E D(G(·)), the generator's side of the hinge loss (Lim & Ye 2017; SPADE, SEAN)."""
+    return torch.stack([-layers[-1].float().mean() for layers in fake]).mean()
+
+
+def hinge_discriminator_loss(real: Features, fake: Features) -> Tensor:
+    """E max(0, 1 − D(x)) + E max(0, 1 + D(G(·))), the discriminator's side."""
+    return torch.stack([F.relu(1 - real_layers[-1].float()).mean() + F.relu(1 + fake_layers[-1].float()).mean()
+                        for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()
+
+
+def feature_matching_loss(real: Features, fake: Features) -> Tensor:
+    """Σ_layers ‖D_l(x) − D_l(G(·))‖₁ without the logits, averaged over the scales (pix2pixHD Eq. 4); no gradient
+    reaches the real features."""
+    return torch.stack([
+        torch.stack([F.l1_loss(fake_layer.float(), real_layer.detach().float())
+                     for real_layer, fake_layer in zip(real_layers[:-1], fake_layers[:-1], strict=True)]).sum()
+        for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()

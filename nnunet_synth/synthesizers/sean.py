@@ -1,0 +1,439 @@
+"""SEAN: draws an image for a label map, each region in a style taken from labelled images.
+
+Zhu et al., "SEAN: Image Synthesis with Semantic Region-Adaptive Normalization", CVPR 2020, as SA-CPS and SA-ST use it
+(Lyu et al., TMI 2022, III.B): x̂ = Dec(y, SC_ref), Eq. 3, with the averaged code SC_ref of K labelled, infected slices.
+
+Known deviations: the image has the network's channels instead of RGB; every class has its own style layers (not 19);
+γ and β are computed in closed form (`ace.py`), which changes the cost and not the result; where no perceptual features
+are at hand, an L1 term replaces that loss (`Config.l1_weight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_synth.errors import UserError
+from nnunet_synth.losses.adversarial import feature_matching_loss, hinge_discriminator_loss, hinge_generator_loss
+from nnunet_synth.losses.reconstruction import perceptual_loss
+from nnunet_synth.synthesizers.ace import ACE, FoldedLabels, Labels, PatternLabels
+from nnunet_synth.synthesizers.base import (
+    Batch,
+    Prepared,
+    Slices,
+    SliceSource,
+    Stage,
+    Synthesizer,
+    SynthMeta,
+    SynthRequest,
+    Terms,
+)
+from nnunet_synth.synthesizers.blocks import (
+    LEAK,
+    MultiScaleDiscriminator,
+    add_spectral_norm,
+    fold_spectral_norm,
+    frozen,
+    init_xavier,
+    plain_state,
+)
+from nnunet_synth.synthesizers.style_encoder import StyleEncoder
+from nnunet_synth.synthesizers.style_pool import MAX_CODES, MIN_TARGET_PIXELS, StyleCode, StylePool
+
+MAX_CLASSES_WITH_OWN_FC = 20
+
+
+@dataclass(frozen=True)
+class SEANConfig:
+    """SEAN's hyper-parameters; the defaults are those of the preset "default"."""
+
+    ngf: int = 32                       # width of the last block; it doubles with every halving of the resolution
+    num_upsamplings: int = 5            # H and W are padded to multiples of 2^this
+    style_dim: int = 512                # F, length of a style code
+    spade_hidden: int = 64              # channels between the two convolutions of the SPADE branch
+    encoder_width: int = 32             # of the style encoder's first layer
+    style_fc: str = "auto"              # per_class | shared | auto = shared from 20 classes on
+    noise: bool = True                  # the noise of ACE, in training and in synthesis
+    init_gain: float = 0.02             # of the Xavier initialisation
+
+    ndf: int = 64                       # width of the discriminator's first layer
+    num_discriminator_layers: int = 3   # strided ones
+    num_scales: int = 2                 # discriminators on the image and on its averaged half
+
+    adversarial_weight: float = 1.0
+    feature_matching_weight: float = 10.0
+    perceptual_weight: float = 10.0
+    l1_weight: float | None = None      # None = 0 with perceptual features (the paper), 10 without
+
+    num_steps: int = 25_000
+    batch_size: int = 16
+    generator_lr: float = 1e-4          # TTUR
+    discriminator_lr: float = 4e-4
+
+    def __post_init__(self) -> None:
+        if self.style_fc not in ("auto", "per_class", "shared"):
+            raise UserError(f"style_fc {self.style_fc!r} is unknown; known: auto, per_class, shared")
+        if self.num_upsamplings < 2:
+            raise UserError(f"num_upsamplings is {self.num_upsamplings}, it must be at least 2")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+class ResidualBlock(nn.Module):
+    """SPADE's residual block with ACE for normalisation: ACE, LeakyReLU, 3×3, twice; a learned 1×1 shortcut where the
+    number of channels changes (ACE before it, no activation)."""
+
+    def __init__(self, in_channels: int, out_channels: int, make_ace: Callable[[int], ACE]) -> None:
+        super().__init__()
+        middle = min(in_channels, out_channels)
+        self.ace_0, self.ace_1 = make_ace(in_channels), make_ace(middle)
+        self.conv_0 = nn.Conv2d(in_channels, middle, 3, padding=1)
+        self.conv_1 = nn.Conv2d(middle, out_channels, 3, padding=1)
+        self.has_shortcut = in_channels != out_channels
+        if self.has_shortcut:
+            self.ace_s = make_ace(in_channels)
+            self.conv_s = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor, labels: Labels, codes: Tensor, noise: Iterator[Tensor | None]) -> Tensor:
+        shortcut = self.conv_s(self.ace_s(x, labels, codes, next(noise))) if self.has_shortcut else x
+        x = self.conv_0(F.leaky_relu(self.ace_0(x, labels, codes, next(noise)), LEAK))
+        x = self.conv_1(F.leaky_relu(self.ace_1(x, labels, codes, next(noise)), LEAK))
+        return shortcut + x
+
+    @property
+    def num_aces(self) -> int:
+        return 3 if self.has_shortcut else 2
+
+    @property
+    def convolutions(self) -> list[nn.Module]:
+        """Those of the trunk, which have spectral norm in training."""
+        return [self.conv_0, self.conv_1, *([self.conv_s] if self.has_shortcut else [])]
+
+
+class Decoder(nn.Module):
+    """Dec: label map and style codes → image; residual blocks from the coarsest resolution up, ×2 nearest between."""
+
+    def __init__(self, config: SEANConfig, num_classes: int, out_channels: int) -> None:
+        super().__init__()
+        shared_fc = config.style_fc == "shared" or (config.style_fc == "auto"
+                                                    and num_classes >= MAX_CLASSES_WITH_OWN_FC)
+
+        def block(in_channels: int, out_channels: int, style_dim: int = config.style_dim) -> ResidualBlock:
+            return ResidualBlock(in_channels, out_channels, lambda channels: ACE(
+                channels, num_classes, style_dim, config.spade_hidden, shared_fc))
+
+        widths = [config.ngf * 2 ** level for level in reversed(range(config.num_upsamplings))]
+        self.num_classes = num_classes
+        self.num_upsamplings = config.num_upsamplings
+        self.seed = nn.Conv2d(num_classes, widths[0], 3, padding=1)
+        # One list of blocks for each resolution, coarsest first; the last block has no style branch.
+        self.levels = nn.ModuleList([
+            nn.ModuleList([block(widths[0], widths[0])]),
+            nn.ModuleList([block(widths[0], widths[0]), block(widths[0], widths[0])]),
+            *(nn.ModuleList([block(before, after)]) for before, after in zip(widths, widths[1:-1], strict=False)),
+            nn.ModuleList([block(widths[-2], widths[-1], style_dim=0)]),
+        ])
+        self.to_image = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, semantic: Tensor, codes: Tensor, noise: Tensor | None) -> Tensor:
+        """Draw.
+
+        Args:
+            semantic: [N, H, W] int64, H and W multiples of 2^num_upsamplings.
+            codes: [N, S, F], or [1, S, F] shared by all (in eval mode this takes the fast form of ACE).
+            noise: [N, ≥ self.noise_size(H, W)] ~ N(0, 1), or None.
+
+        Returns:
+            [N, C, H, W] in (−1, 1).
+        """
+        make_labels = PatternLabels.of if len(codes) == 1 and not self.training else FoldedLabels.of
+        return self.decode(semantic, codes, noise, make_labels)
+
+    def decode(self, semantic: Tensor, codes: Tensor, noise: Tensor | None,
+               make_labels: Callable[[Tensor, int, torch.dtype], Labels]) -> Tensor:
+        """`forward` with the form of ACE given."""
+        pyramid = [make_labels(level, self.num_classes, codes.dtype) for level in self._levels_of(semantic)]
+        maps = self._noise_maps(semantic, noise)
+        x = self.seed(pyramid[0].one_hot).contiguous(memory_format=torch.channels_last)
+        for number, (labels, blocks) in enumerate(zip(pyramid, self.levels, strict=True)):
+            if number > 0:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+            for block in blocks:
+                x = block(x, labels, codes, maps)
+        return torch.tanh(self.to_image(F.leaky_relu(x, LEAK)))
+
+    def _levels_of(self, semantic: Tensor) -> list[Tensor]:
+        """The label map at each resolution (nearest), coarsest first."""
+        return [semantic[:, ::2 ** level, ::2 ** level] for level in reversed(range(self.num_upsamplings + 1))]
+
+    def _noise_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        return [(height >> level, width >> level)
+                for level, blocks in zip(reversed(range(self.num_upsamplings + 1)), self.levels, strict=True)
+                for block in blocks for _ in range(block.num_aces)]
+
+    def noise_size(self, height: int, width: int) -> int:
+        """How many normal numbers one image needs (one map for each ACE)."""
+        return sum(rows * columns for rows, columns in self._noise_shapes(height, width))
+
+    def _noise_maps(self, semantic: Tensor, noise: Tensor | None) -> Iterator[Tensor | None]:
+        shapes = self._noise_shapes(*semantic.shape[1:])
+        if noise is None:
+            return iter([None] * len(shapes))
+        sizes = [rows * columns for rows, columns in shapes]
+        pieces = noise[:, :sum(sizes)].split(sizes, dim=1)
+        return iter([piece.unflatten(1, (1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)])
+
+    def trunk(self) -> list[nn.Module]:
+        """The convolutions that have spectral norm in training."""
+        return [convolution for blocks in self.levels for block in blocks for convolution in block.convolutions]
+
+
+class Generator(nn.Module):
+    """Enc and Dec, trained together: an image is redrawn from its own label map and its own style codes."""
+
+    def __init__(self, config: SEANConfig, num_classes: int, num_channels: int) -> None:
+        super().__init__()
+        self.encoder = StyleEncoder(num_channels, config.encoder_width, config.style_dim)
+        self.decoder = Decoder(config, num_classes, num_channels)
+        init_xavier(self, config.init_gain)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor, semantic: Tensor, one_hot: Tensor, valid: Tensor, noise: Tensor | None) -> Tensor:
+        return self.decoder(semantic, self.encoder(image, one_hot, valid), noise)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The synthesizer
+
+
+class SEAN(Synthesizer):
+    """Label → image, in the averaged style of K labelled slices, or in the style of the request's own image."""
+
+    name = "sean"
+    Config = SEANConfig
+    PRESETS = {
+        "tiny": SEANConfig(ngf=16, num_upsamplings=3, style_dim=64, spade_hidden=16, encoder_width=8, ndf=16,
+                           num_steps=1_000, batch_size=8, generator_lr=1e-3, discriminator_lr=1e-3),
+        "default": SEANConfig(),
+        "paper": SEANConfig(ngf=64, spade_hidden=128),
+    }
+
+    def __init__(self, meta: SynthMeta, config: SEANConfig) -> None:
+        super().__init__(meta, config)
+        self.generator = Generator(config, len(meta.semantic), len(meta.channel_names))
+        self.pool = StylePool(len(meta.semantic), config.style_dim)
+        # SC_ref of the current mini-batch, and which classes have a style at all.
+        self.register_buffer("reference", None, persistent=False)
+        self.register_buffer("has_style", None, persistent=False)
+
+    @classmethod
+    def build(cls, meta: SynthMeta, config: SEANConfig) -> SEAN:
+        return cls(meta, config)
+
+    @property
+    def divisor(self) -> int:
+        return 2 ** self.config.num_upsamplings
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"image"}) if self.style.source == "self" else frozenset()
+
+    def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
+        return [SEANStage(self, self.config.num_steps if steps is None else steps, perceptual)]
+
+    # -- saved weights -----------------------------------------------------------------------------------------------
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The weights of Enc and Dec, spectral norms folded."""
+        return plain_state(self)
+
+    def load_exported(self, state: dict[str, Tensor]) -> None:
+        fold_spectral_norm(self)
+        super().load_exported(state)
+
+    # -- style -------------------------------------------------------------------------------------------------------
+
+    def _encode(self, request: Prepared) -> tuple[Tensor, Tensor]:
+        """Codes [N, S, F] of the request's own images, and the pixels [N, S] each is the mean of."""
+        one_hot = self.meta.semantic.one_hot(request.semantic, request.image.dtype)
+        codes = self.generator.encoder(request.image, one_hot, request.valid)
+        return codes.float(), self._count_pixels(request)
+
+    def _count_pixels(self, request: Prepared) -> Tensor:
+        """[N, S] valid pixels of each class at the style features' resolution."""
+        one_hot = self.meta.semantic.one_hot(request.semantic)
+        return self.generator.encoder.regions(one_hot, request.valid).sum((2, 3))
+
+    @torch.no_grad()
+    def fit_pool(self, slices: SliceSource) -> None:
+        """Eq. 1: the codes of the labelled slices that contain a target label (`pool_positive`, N⁺) or of all (`pool`).
+
+        Raises:
+            UserError: no slice qualifies.
+        """
+        assert not self.training, "call eval() on the synthesizer first"
+        if self.style.source == "self":
+            return
+        only_targets = self.style.source == "pool_positive"
+        styles = [style for one in slices.iterate(only_targets=only_targets, max_slices=MAX_CODES)
+                  if (style := self._style_of(one, only_targets)) is not None]
+        if not styles:
+            wanted = (f"at least {MIN_TARGET_PIXELS * self.generator.encoder.stride ** 2} pixels of a target label"
+                      if only_targets else "any annotated pixel")
+            raise UserError(f"no labelled training slice of fold {self.meta.fold} has {wanted}, so there is no style "
+                            "to draw: choose another fold, or set style_source to pool or self")
+        self.pool.fill(styles[:MAX_CODES])
+
+    def _style_of(self, one: Slices, only_targets: bool) -> StyleCode | None:
+        """The slice's code, or None where it has no place in the pool."""
+        one = one.to(self.pool.codes.device)
+        prepared = self._prepare(SynthRequest(label=one.label, image=one.image, layout=one.layout, valid=one.valid))
+        pixels = self._count_pixels(prepared)[0]
+        if only_targets and not (pixels[self._target_classes] >= MIN_TARGET_PIXELS).any():
+            return None
+        codes, _ = self._encode(prepared)
+        return StyleCode(codes[0], pixels > 0, one.origin[0])
+
+    @property
+    def _target_classes(self) -> list[int]:
+        return [self.meta.semantic.label_classes[str(label)] for label in self.meta.target_labels]
+
+    def pool_definition(self) -> dict[str, Any]:
+        return {"source": self.style.source, "number": len(self.pool), "sha256": self.pool.sha256()}
+
+    def begin_step(self, generator: torch.Generator | None) -> None:
+        """Eq. 2: draw K codes of the pool without replacement (all of them where it has fewer) and average them."""
+        if self.style.source == "self":
+            return
+        if len(self.pool) == 0:
+            raise RuntimeError("call fit_pool before begin_step")
+        indices = self.pool.draw(self.style.num_styles, generator)
+        self.reference, self.has_style = self.pool.average(indices, self.style.average)
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    def _decode(self, request: Prepared) -> Tensor:
+        return self.generator.decoder(request.semantic, self._codes_for(request), self._draw_noise(request))
+
+    def _codes_for(self, request: Prepared) -> Tensor:
+        """[1, S, F] where all images share SC_ref; [N, S, F] where they need styles of their own."""
+        if self.style.source == "self":
+            return self._encode(request)[0]
+        if self.reference is None:
+            raise RuntimeError("call begin_step before synthesize")
+        reference = self.reference[None]
+        if request.image is None or not self._lacks_style(request).any():
+            return reference
+        # A class that no labelled slice has: the image's own style, which is all there is.
+        return torch.where(self.has_style[:, None], reference, self._encode(request)[0])
+
+    def _lacks_style(self, request: Prepared) -> Tensor:
+        """[N, S] bool: the class is to be drawn, and the pool has no style for it."""
+        asked = (self.meta.semantic.one_hot(request.semantic) * request.valid[:, None]).any(-1).any(-1)
+        return asked & ~self.has_style
+
+    def _is_drawable(self, request: Prepared) -> Tensor:
+        if self.style.source == "self":
+            lacking = (self.meta.semantic.one_hot(request.semantic) * request.valid[:, None]).any(-1).any(-1)
+        else:
+            lacking = self._lacks_style(request)
+        if request.image is not None:
+            lacking = lacking & (self._count_pixels(request) == 0)      # nor has the image itself one
+        return ~lacking.any(1)
+
+    def _draw_noise(self, request: Prepared) -> Tensor | None:
+        """All the noise of a call at once, a row for each image; none without a generator."""
+        if not self.config.noise or request.generator is None:
+            return None
+        number, height, width = request.semantic.shape
+        size = -(-self.generator.decoder.noise_size(height, width) // 16) * 16      # torch fills rows of 16 alike
+        return torch.randn(number, size, generator=request.generator, device=request.semantic.device)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class SEANStage(Stage):
+    """SEAN's only stage: redraw labelled slices from their own codes; hinge + 10·feature matching + 10·perceptual."""
+
+    name = "sean"
+
+    def __init__(self, sean: SEAN, num_steps: int, perceptual: nn.Module | None) -> None:
+        config, semantic = sean.config, sean.meta.semantic
+        if any(size % sean.divisor for size in sean.meta.patch_size):
+            raise UserError(f"patch size {sean.meta.patch_size} is no multiple of {sean.divisor}: choose another")
+        self.sean = sean
+        self.config = config
+        self.num_steps = num_steps
+        self.batch_size = config.batch_size
+        self.generator = sean.generator
+        add_spectral_norm(self.generator.decoder.trunk())
+        self.discriminator = MultiScaleDiscriminator(len(semantic) + len(sean.meta.channel_names), config.ndf,
+                                                     config.num_discriminator_layers, config.num_scales)
+        init_xavier(self.discriminator, config.init_gain)
+        self.perceptual = perceptual
+        self.l1_weight = config.l1_weight
+        if self.l1_weight is None:
+            self.l1_weight = 10.0 if perceptual is None else 0.0
+
+    def learning_rates(self, step: int) -> tuple[float, float]:
+        """Constant over the first half, then linearly to zero."""
+        factor = min(1.0, 2 * (1 - step / self.num_steps))
+        return self.config.generator_lr * factor, self.config.discriminator_lr * factor
+
+    def sample(self, slices: SliceSource, rng: np.random.Generator) -> Batch:
+        """image [N, C, H, W] in [−1, 1], semantic [N, H, W], valid [N, H, W]."""
+        batch = slices.sample(self.batch_size, tuple(self.sean.meta.patch_size), rng)
+        return {"image": self._masked(self.sean.to_unit(batch.image), batch.valid),
+                "semantic": self.sean.meta.semantic.combine(batch.label, batch.layout),
+                "valid": batch.valid}
+
+    def generator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
+        real, one_hot = batch["image"], self.sean.meta.semantic.one_hot(batch["semantic"])
+        drawn = self.generator(real, batch["semantic"], one_hot, batch["valid"], self._draw_noise(real))
+        fake = self._masked(drawn, batch["valid"])
+        batch["fake"] = fake.detach()
+
+        with frozen(self.discriminator):
+            fake_features = self.discriminator(torch.cat([one_hot, fake], dim=1))
+            with torch.no_grad():
+                real_features = self.discriminator(torch.cat([one_hot, real], dim=1))
+        weighted = {
+            "adversarial": self.config.adversarial_weight * hinge_generator_loss(fake_features),
+            "feature_matching": self.config.feature_matching_weight * feature_matching_loss(real_features,
+                                                                                            fake_features),
+        }
+        if self.perceptual is not None:
+            weighted["perceptual"] = self.config.perceptual_weight * perceptual_loss(self.perceptual(real),
+                                                                                     self.perceptual(fake))
+        if self.l1_weight > 0:
+            weighted["l1"] = self.l1_weight * F.l1_loss(fake.float(), real)
+        return torch.stack(list(weighted.values())).sum(), {name: term.detach() for name, term in weighted.items()}
+
+    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
+        one_hot = self.sean.meta.semantic.one_hot(batch["semantic"])
+        real_features = self.discriminator(torch.cat([one_hot, batch["image"]], dim=1))
+        fake_features = self.discriminator(torch.cat([one_hot, batch["fake"].to(one_hot.dtype)], dim=1))
+        loss = hinge_discriminator_loss(real_features, fake_features)
+        is_right = torch.stack([torch.stack([(real[-1] > 0).float().mean(), (fake[-1] < 0).float().mean()]).mean()
+                                for real, fake in zip(real_features, fake_features, strict=True)]).mean()
+        return loss, {"discriminator": loss.detach(), "discriminator_accuracy": is_right}
+
+    def _draw_noise(self, real: Tensor) -> Tensor | None:
+        if not self.config.noise:
+            return None
+        return torch.randn(len(real), self.generator.decoder.noise_size(*real.shape[2:]), device=real.device)
+
+    @staticmethod
+    def _masked(image: Tensor, valid: Tensor) -> Tensor:
+        """What nobody annotated is the same in the real and in the drawn image, so no loss sees it."""
+        return image.masked_fill(~valid[:, None], -1)
