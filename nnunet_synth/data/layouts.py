@@ -60,8 +60,9 @@ def preprocess_layout(experiment: Experiment, case_id: str, raw_file: Path, imag
     _check_labels(layout, experiment.layout_labels, raw_file)
     layout = layout.transpose([0, *(axis + 1 for axis in experiment.plans_manager.transpose_forward)])
     if layout.shape[1:] != tuple(properties["shape_before_cropping"]):
-        raise UserError(f"{raw_file} has shape {layout.shape[1:]}, its image {tuple(properties['shape_before_cropping'])}"
-                        ": a layout must have the voxel grid of its image")
+        expected = tuple(properties["shape_before_cropping"])
+        raise UserError(f"{raw_file} has shape {layout.shape[1:]}, its image {expected}: a layout must have the voxel "
+                        "grid of its image")
 
     crop = tuple(slice(low, high) for low, high in properties["bbox_used_for_cropping"])
     spacing = [properties["spacing"][axis] for axis in experiment.plans_manager.transpose_forward]
@@ -69,7 +70,8 @@ def preprocess_layout(experiment: Experiment, case_id: str, raw_file: Path, imag
     target = list(configuration.spacing)
     if len(target) == 2:            # 2d configurations keep the distance between slices
         target = [spacing[0], *target]
-    resampled = configuration.resampling_fn_seg(layout[(slice(None), *crop)], image_shape, spacing, target)[0].astype(np.int16)
+    cropped = layout[(slice(None), *crop)]
+    resampled = configuration.resampling_fn_seg(cropped, image_shape, spacing, target)[0].astype(np.int16)
     _write_map(resampled, layout_file(experiment, case_id), tuple(configuration.patch_size))
     _write_locations(resampled, locations_file(experiment, case_id))
 

@@ -85,6 +85,20 @@ class UnlabelledCases:
         return {1: locations} if len(locations) else {}
 
 
+def masked_dataset_class(stock: type[nnUNetBaseDataset], layouts_folder: Path,
+                         lowest: Sequence[float]) -> type[nnUNetBaseDataset]:
+    """`stock`, with everything outside the layout at the lowest intensity of its channel: for the final validation."""
+
+    class MaskedCases(stock):
+        def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+            image, segmentation, previous, properties = super().load_case(case_id)
+            inside = open_layout(layouts_folder, case_id, image.shape[1:])[:] % CLUSTER_FACTOR > 0
+            outside = np.asarray(lowest, dtype=np.float32).reshape(-1, 1, 1, 1)
+            return np.where(inside, image[:], outside), segmentation, previous, properties
+
+    return MaskedCases
+
+
 class HiddenSegmentation:
     """A segmentation without its labels: -1 where it is -1, else 0. Lazy: only what is cropped is read."""
 

@@ -45,7 +45,8 @@ class PoolPlan:
     def preprocessing_sha256(self) -> str:
         """Hash of everything in the plans that decides how a case looks after preprocessing."""
         configuration = self.experiment.configuration_manager
-        content = [self.experiment.plans_sha256, list(configuration.spacing), self.experiment.plans["image_reader_writer"],
+        content = [self.experiment.plans_sha256, list(configuration.spacing),
+                   self.experiment.plans["image_reader_writer"],
                    configuration.configuration["preprocessor_name"],
                    *(configuration.configuration[key] for key in sorted(configuration.configuration)
                      if key.startswith("resampling_fn"))]
@@ -98,12 +99,14 @@ class PoolPlan:
 
 
 def check_pool(experiment: Experiment) -> None:
-    """Raise UserError if an unlabelled case is also a labelled or a test case: its labels would leak, or be leaked to."""
+    """Raise UserError if an unlabelled case is also a labelled or a test case."""
     pool = set(experiment.pool_ids)
-    for other, where in ((experiment.labelled_ids, "labelled (imagesTr)"), (experiment.test_ids, "a test case (imagesTs)")):
+    for other, where in ((experiment.labelled_ids, "labelled (imagesTr)"),
+                         (experiment.test_ids, "test cases (imagesTs)")):
         both = sorted(pool & set(other))
         if both:
-            raise UserError(f"case(s) {', '.join(both[:5])} of imagesUl are also {where}: remove them from one of the two")
+            raise UserError(f"case(s) {', '.join(both[:5])} of imagesUl are also {where}: remove them from one of the "
+                            "two")
 
 
 def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool = False) -> PoolPlan:
@@ -135,8 +138,8 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
                   num_processes, "preprocessing unlabelled cases")
     if layouts:
         if not experiment.layout_labels:
-            raise UserError(f"{experiment.dataset_name} has layouts but its dataset.json does not say what their values "
-                            'mean: add "nnunet_synth": {"layout_labels": {"left_lung": 1, "right_lung": 2}}')
+            raise UserError(f"{experiment.dataset_name} has layouts but its dataset.json does not say what their "
+                            'values mean: add "nnunet_synth": {"layout_labels": {"left_lung": 1, "right_lung": 2}}')
         _for_each(partial(_preprocess_case_layout, experiment), layouts, num_processes, "preprocessing layouts")
     return plan
 

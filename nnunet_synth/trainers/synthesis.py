@@ -1,0 +1,145 @@
+"""The frozen synthesizer inside a training: found, checked, given its style pool, and asked once a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_synth.config import TrainerConfig
+from nnunet_synth.data.experiment import Experiment
+from nnunet_synth.data.intensity_augmentation import augment_intensity
+from nnunet_synth.data.slices import FoldSlices
+from nnunet_synth.errors import UserError
+from nnunet_synth.synthesizers.base import StyleOptions, Synthesizer, SynthRequest, SynthResult
+from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
+
+
+@dataclass(frozen=True)
+class UnlabelledBatch:
+    """x_u and what travels with it.
+
+    Attributes:
+        image: [B, C, *sp], nnU-Net-normalised and augmented.
+        layout, cluster: [B, *sp] int64.
+        valid: [B, *sp] bool.
+    """
+
+    image: Tensor
+    layout: Tensor
+    cluster: Tensor
+    valid: Tensor
+
+    def repeated(self, times: int) -> UnlabelledBatch:
+        """The same samples `times` times, one after another; copies, not views."""
+        return UnlabelledBatch(*(torch.cat([part] * times)
+                                 for part in (self.image, self.layout, self.cluster, self.valid)))
+
+
+class Synthesis:
+    """Draws x̂ for pseudo-labels (SA-CPS Eq. 1–3) from a synthesizer that never changes.
+
+    Args:
+        synthesizer: in eval mode, on the training device.
+        seed: of its own random numbers; None = not seeded.
+    """
+
+    def __init__(self, synthesizer: Synthesizer, settings: TrainerConfig, device: torch.device,
+                 seed: int | None) -> None:
+        self.synthesizer = synthesizer
+        self.settings = settings
+        self.generator = torch.Generator(device)
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+        self.seconds = 0.0          # spent in the last draw
+
+    def __repr__(self) -> str:
+        # nnU-Net writes attributes into debug.json: neither weights nor paths belong there.
+        return f"Synthesis({self.synthesizer.name})"
+
+    @classmethod
+    def load(cls, experiment: Experiment, settings: TrainerConfig, device: torch.device,
+             seed: int | None) -> tuple[Synthesis, list[str]]:
+        """The synthesizer of this fold, with its style pool; and warnings to print.
+
+        Raises:
+            UserError: there is none (the line to run is named), or it does not fit this dataset, plans or fold.
+        """
+        folder = find_synthesizer_folder(experiment, settings)
+        synthesizer = load_synthesizer(folder, device)
+        warnings = check_synthesizer_fits(
+            synthesizer.meta, semantic=experiment.semantic, channel_names=experiment.channel_names,
+            plans_sha256=experiment.plans_sha256, val_ids=experiment.val_ids, test_ids=experiment.test_ids,
+            patch_size=experiment.configuration_manager.patch_size,
+            spacing=experiment.configuration_manager.spacing, pretrain_command=pretrain_command(experiment, settings))
+        synthesizer.style = StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
+        synthesizer.fit_pool(FoldSlices(experiment, experiment.train_ids))
+        return cls(synthesizer, settings, device, seed), warnings
+
+    def draw(self, labels: Tensor, batch: UnlabelledBatch) -> SynthResult:
+        """One call for both peers.
+
+        Args:
+            labels: [N·B, *sp] int64, N label sets for the same unlabelled batch, one after another: cat([y2, y1]).
+        """
+        started = self._now()
+        request = batch.repeated(len(labels) // len(batch.image))
+        self.synthesizer.begin_step(self.generator)
+        result = self.synthesizer.synthesize(SynthRequest(
+            label=labels, image=request.image, layout=request.layout, cluster=request.cluster, valid=request.valid,
+            generator=self.generator))
+        if self.settings.augment_synthetic == "intensity":
+            # Otherwise the networks could tell synthetic images by their cleanliness.
+            augmented = augment_intensity(result.image, self.generator)
+            result = SynthResult(image=augmented, label=result.label, ok=result.ok, aux=result.aux)
+        self.seconds = self._now() - started
+        return result
+
+    def _now(self) -> float:
+        if self.generator.device.type == "cuda":
+            torch.cuda.synchronize(self.generator.device)
+        return perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "pool": self.synthesizer.pool_definition(),
+                "synthesizer": self.synthesizer.name}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises UserError when the run was made with another synthesizer or another style pool."""
+        now = (self.synthesizer.name, self.synthesizer.pool_definition())
+        if (state["synthesizer"], state["pool"]) != now:
+            raise UserError(f"the run was made with synthesizer {state['synthesizer']} and style pool {state['pool']}, "
+                            f"now they are {now[0]} and {now[1]}: restore them, or start again without --c")
+        self.generator.set_state(state["generator"].cpu())
+
+
+def find_synthesizer_folder(experiment: Experiment, settings: TrainerConfig) -> Path:
+    """The synthesizer pretrained for this fold: under this configuration, or along its `inherits_from` chain."""
+    if settings.synthesizer_from is not None:
+        folders = [Path(settings.synthesizer_from)]
+    else:
+        folders = [experiment.synthesizer_folder(settings.synthesizer, configuration)
+                   for configuration in experiment.configuration_chain()]
+    for folder in folders:
+        if (folder / "meta.json").exists():
+            return folder
+    raise UserError(f"no synthesizer at {' or '.join(map(str, folders))}: first run "
+                    f"{pretrain_command(experiment, settings)}")
+
+
+def pretrain_command(experiment: Experiment, settings: TrainerConfig) -> str:
+    """The line that trains the missing synthesizer, under the configuration that others can inherit it from."""
+    parts = ["nnunet_synth pretrain", experiment.dataset_name[7:10], experiment.configuration_chain()[-1],
+             str(experiment.fold), "--synthesizer", settings.synthesizer]
+    if settings.synthesizer_preset != "default":
+        parts += ["--preset", settings.synthesizer_preset]
+    if experiment.plans_name != "nnUNetPlans":
+        parts += ["-p", experiment.plans_name]
+    parts += [f"--option {key}={value}" for key, value in settings.synthesizer_options.items()]
+    return " ".join(parts)
