@@ -34,12 +34,12 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def planned_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nnU-Net's three folders with a phantom dataset (6 labelled, 3 unlabelled, 2 test volumes of 3 × 48 × 48),
+    """nnU-Net's three folders with a phantom dataset (6 labelled, 3 unlabelled, 2 test volumes of 4 × 48 × 48),
     planned for 2d and 3d_fullres with a network of a few thousand weights."""
     from nnunet_synth.data.phantom import write_phantom_dataset
     root = tmp_path_factory.mktemp("nnunet")
     write_phantom_dataset(root / "nnUNet_raw", DATASET_ID, num_labelled=6, num_unlabelled=3, num_test=2, size=48,
-                          num_slices=3, seed=3, healthy_fraction=0.0, name="Tiny")
+                          num_slices=4, seed=3, healthy_fraction=0.0, name="Tiny")
     with pytest.MonkeyPatch.context() as patch:
         set_folders(patch, root)
         patch.setenv("nnUNet_n_proc_DA", "1")       # the planner calls set_num_threads with it
@@ -49,14 +49,34 @@ def planned_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_and_preprocess(root: Path, dataset_id: int = DATASET_ID) -> None:
     """What `nnUNetv2_plan_and_preprocess -c 2d 3d_fullres` does, with a tiny plan in between."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
     (root / "nnUNet_preprocessed").mkdir(exist_ok=True)
     (root / "nnUNet_results").mkdir(exist_ok=True)
     extract_fingerprints([dataset_id], num_processes=1, check_dataset_integrity=False, clean=False, verbose=False)
     plan_experiments([dataset_id])
     plans_file, = (root / "nnUNet_preprocessed").glob(f"Dataset{dataset_id:03d}_*/nnUNetPlans.json")
     plans_file.write_text(json.dumps(shrink(json.loads(plans_file.read_text()))))
-    preprocess([dataset_id], configurations=("2d", "3d_fullres"), num_processes=(1, 1), verbose=False)
+    preprocess_in_this_process(root, plans_file)
+
+
+def preprocess_in_this_process(root: Path, plans_file: Path) -> None:
+    """nnU-Net's preprocessing of the labelled cases, without its pool of processes (five seconds a configuration)."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    preprocessed = plans_file.parent
+    raw = root / "nnUNet_raw" / preprocessed.name
+    dataset_json = json.loads((raw / "dataset.json").read_text())
+    plans = PlansManager(str(plans_file))
+    for name in ("2d", "3d_fullres"):
+        configuration = plans.get_configuration(name)
+        folder = preprocessed / configuration.data_identifier
+        folder.mkdir()
+        for label in sorted((raw / "labelsTr").iterdir()):
+            case = label.name.removesuffix(dataset_json["file_ending"])
+            DefaultPreprocessor(verbose=False).run_case_save(
+                str(folder / case), [str(raw / "imagesTr" / f"{case}_0000{dataset_json['file_ending']}")], str(label),
+                plans, configuration, dataset_json)
+    shutil.copytree(raw / "labelsTr", preprocessed / "gt_segmentations")
 
 
 def shrink(plans: dict) -> dict:
@@ -68,7 +88,7 @@ def shrink(plans: dict) -> dict:
         architecture = configuration["architecture"]["arch_kwargs"]
         dimensions = len(configuration["patch_size"])
         configuration["batch_size"] = 2
-        configuration["patch_size"] = [32, 32] if dimensions == 2 else [2, 32, 32]
+        configuration["patch_size"] = [32, 32] if dimensions == 2 else [4, 32, 32]
         stride = [2, 2] if dimensions == 2 else [1, 2, 2]
         kernel = [3] * dimensions if dimensions == 2 else [1, 3, 3]
         architecture.update(n_stages=3, features_per_stage=[4, 8, 16], kernel_sizes=[kernel] * 3,

@@ -27,7 +27,7 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """One dataset, configuration and fold.
 
@@ -44,6 +44,9 @@ class Experiment:
     raw_folder: Path
     preprocessed_folder: Path
     results_folder: Path
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.dataset_name}, {self.configuration}, fold {self.fold})"
 
     # -- nnU-Net's managers ------------------------------------------------------------------------------------------
 
@@ -168,7 +171,7 @@ class Experiment:
         """Name → integer value of each foreground label; the parts of region-based labels are called label_<value>."""
         names = {value: name for name, value in self.dataset_json["labels"].items() if isinstance(value, int)}
         ignore = self.label_manager.ignore_label
-        return {names.get(value, f"label_{value}"): value
+        return {names.get(int(value), f"label_{value}"): int(value)
                 for value in self.label_manager.all_labels if value not in (0, ignore)}
 
     @property

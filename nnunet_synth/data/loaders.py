@@ -139,6 +139,19 @@ def with_layout_channels(transforms: ComposeTransforms) -> ComposeTransforms:
     return ComposeTransforms([*transforms.transforms[:position], LayoutToChannels(), *transforms.transforms[position:]])
 
 
+def without_benchmarks(transforms: ComposeTransforms) -> ComposeTransforms:
+    """The same transforms, none of which chooses its algorithm by the clock.
+
+    nnU-Net's blur times two implementations and takes the faster one; they differ in the last bits, so a run in a
+    single process could not be repeated.
+    """
+    for transform in transforms.transforms:
+        inner = getattr(transform, "transform", transform)      # RandomTransform wraps
+        if hasattr(inner, "benchmark"):
+            inner.benchmark = False
+    return transforms
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Loaders
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import layout_file, locations_file, preprocess_layout
 from nnunet_synth.data.raw_images import read_image
 from nnunet_synth.errors import UserError
+from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
 # Pool images this many times finer or coarser than any labelled one are taken for a mistake in the header.
@@ -144,8 +144,9 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
     return plan
 
 
-def _preprocess_case(experiment: Experiment, case_id: str, image_files: list[Path]) -> None:
+def _preprocess_case(experiment: Experiment, case: tuple[str, list[Path]]) -> None:
     """nnU-Net's preprocessing of one case without a label."""
+    case_id, image_files = case
     preprocessor = experiment.configuration_manager.preprocessor_class(verbose=False)
     image, properties = read_image(image_files, experiment.plans_manager.image_reader_writer_class())
     _check_spacing(experiment, properties["spacing"], image_files[0])
@@ -167,7 +168,8 @@ def _preprocess_case(experiment: Experiment, case_id: str, image_files: list[Pat
             (temporary / f"{case_id}{ending}").replace(folder / f"{case_id}{ending}")
 
 
-def _preprocess_case_layout(experiment: Experiment, case_id: str, raw_file: Path) -> None:
+def _preprocess_case_layout(experiment: Experiment, case: tuple[str, Path]) -> None:
+    case_id, raw_file = case
     folder = experiment.data_folder if raw_file.parent.name == "layoutsTr" else experiment.pool_folder
     data, _, _, properties = infer_dataset_class(str(folder))(str(folder), [case_id]).load_case(case_id)
     preprocess_layout(experiment, case_id, raw_file, data.shape[1:], properties)
@@ -200,24 +202,9 @@ def _remove_orphans(experiment: Experiment) -> None:
             locations_file(experiment, path.stem).unlink(missing_ok=True)
 
 
-def _for_each(function: partial, items: list[tuple], num_processes: int, description: str) -> None:
-    """Call `function(*item)` for each item, in processes of their own if there is more than one of both."""
-    for _ in progress(_results(function, items, min(num_processes, len(items))), description, total=len(items)):
+def _for_each(function: Callable[[tuple], None], items: list[tuple], num_processes: int, description: str) -> None:
+    for _ in progress(parallel_map(function, items, num_processes), description, total=len(items)):
         pass
-
-
-def _results(function: partial, items: list[tuple], num_processes: int) -> Iterator[None]:
-    if num_processes <= 1:
-        for item in items:
-            yield function(*item)
-        return
-    # Spawned as nnU-Net does: forked children of a process that used torch's threads may hang.
-    with multiprocessing.get_context("spawn").Pool(num_processes) as workers:
-        yield from workers.imap_unordered(partial(_unpack, function), items)
-
-
-def _unpack(function: partial, item: tuple) -> None:
-    return function(*item)
 
 
 def _is_older(target: Path, *sources: Path) -> bool:

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.experiment import Experiment, load_experiment
-from nnunet_synth.data.intensity import intensity_range
+from nnunet_synth.data.intensities import intensity_range
 from nnunet_synth.data.loaders import (
     CasesWithLayout,
     TwoStreamLoader,
@@ -41,7 +41,9 @@ from nnunet_synth.data.loaders import (
     masked_dataset_class,
     split_channels,
     with_layout_channels,
+    without_benchmarks,
 )
+from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.splits import check_split, find_split, load_splits
 from nnunet_synth.data.unlabelled import PoolPlan, check_pool, preprocess_pool
 from nnunet_synth.errors import UserError
@@ -81,6 +83,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.configuration_manager.configuration["batch_size"] = settings.batch_size
         self.epoch_log = EpochLog(Path(self.output_folder))
         self._rng_to_restore: dict[str, Any] | None = None
+        self._lowest: list[float] | None = None
 
     @classmethod
     def check_settings(cls, settings: TrainerConfig) -> None:
@@ -211,6 +214,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         rotation, dummy_2d, initial_patch_size, mirror_axes = \
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         scales = self._get_deep_supervision_scales()
+        num_processes = get_allowed_n_proc_DA()
         labels = {
             "is_cascaded": False,
             "foreground_labels": self.label_manager.foreground_labels,
@@ -220,9 +224,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         patch_size = self.configuration_manager.patch_size
 
         def training_transforms(deep_supervision_scales: list | None, **labels: Any) -> Any:
-            return self.get_training_transforms(patch_size, rotation, deep_supervision_scales, mirror_axes, dummy_2d,
-                                                use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
-                                                **labels)
+            transforms = self.get_training_transforms(
+                patch_size, rotation, deep_supervision_scales, mirror_axes, dummy_2d,
+                use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **labels)
+            return transforms if num_processes else without_benchmarks(transforms)
 
         cases_tr, cases_val = (CasesWithLayout(dataset, self.experiment.layouts_folder)
                                for dataset in self.get_tr_and_val_datasets())
@@ -235,7 +240,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         validation = nnUNetDataLoader(cases_val, self.batch_size, patch_size, patch_size, self.label_manager,
                                       transforms=self.get_validation_transforms(scales, **labels), **oversampling)
 
-        num_processes = get_allowed_n_proc_DA()
         num_val = max(1, num_processes // 2) if num_processes else 0
         seeds = self._worker_seeds(num_processes + num_val)
         pin_memory = self.device.type == "cuda"
@@ -254,12 +258,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """"We ignore the regions outside the lung" (SA-CPS IV.A.3): the lowest intensity where there is no layout."""
         if not self.settings.mask_outside_layout:
             return image
-        return torch.where(layout[:, None] > 0, image, self._lowest_intensity.to(image))
+        lowest = torch.tensor(self.lowest_intensity()).to(image).view(1, -1, *(1,) * (image.ndim - 2))
+        return torch.where(layout[:, None] > 0, image, lowest)
 
-    @cached_property
-    def _lowest_intensity(self) -> Tensor:
-        lowest = [low for low, _ in intensity_range(self.experiment)]
-        return torch.tensor(lowest).view(1, -1, *(1,) * len(self.configuration_manager.patch_size))
+    def lowest_intensity(self) -> list[float]:
+        """Of each channel, in the network's intensity space: what air is."""
+        if self._lowest is None:
+            slices = FoldSlices(self.experiment, self.experiment.train_ids)
+            self._lowest = [low for low, _ in intensity_range(self.experiment, slices)]
+        return self._lowest
 
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
@@ -295,8 +302,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     @contextmanager
     def _masked_cases(self) -> Iterator[None]:
         stock = self.dataset_class
-        lowest = [low for low, _ in intensity_range(self.experiment)]
-        self.dataset_class = masked_dataset_class(stock, self.experiment.layouts_folder, lowest)
+        self.dataset_class = masked_dataset_class(stock, self.experiment.layouts_folder,
+                                                  self.lowest_intensity())
         try:
             yield
         finally:

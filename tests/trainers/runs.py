@@ -1,0 +1,50 @@
+"""Trainers in this process, on the tiny planned dataset: a whole training takes a second or two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_synth.commands.pretrain import describe
+from nnunet_synth.data.experiment import load_experiment
+from nnunet_synth.data.slices import FoldSlices
+from nnunet_synth.data.unlabelled import preprocess_pool
+from nnunet_synth.synthesizers.checkpoint import save_synthesizer
+from nnunet_synth.synthesizers.sean import SEAN
+
+SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "preview_every": 0}
+
+
+def make_trainer(trainer_class: type[nnUNetTrainer], root: Path, configuration: str = "2d", fold: int | str = 0,
+                 resume: bool = False, **settings: object) -> nnUNetTrainer:
+    """A trainer as `nnUNetv2_train` makes it; `settings` go into the plans that it is given."""
+    preprocessed, = (root / "nnUNet_preprocessed").iterdir()
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"][configuration].setdefault("nnunet_synth", {}).update({**SHORT, **settings})
+    plans["continue_training"] = resume
+    dataset_json = json.loads((preprocessed / "dataset.json").read_text())
+    return trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+
+
+def resumed(trainer_class: type[nnUNetTrainer], root: Path, checkpoint: str = "checkpoint_latest.pth",
+            **settings: object) -> nnUNetTrainer:
+    """As `nnUNetv2_train … --c`."""
+    trainer = make_trainer(trainer_class, root, resume=True, **settings)
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / checkpoint))
+    return trainer
+
+
+def save_untrained_sean(configuration: str = "2d", fold: int | str = 0) -> Path:
+    """A tiny SEAN with random weights where the trainers look for one; what it draws is noise, but draws it by rule."""
+    experiment = load_experiment(701, configuration, fold)
+    preprocess_pool(experiment)
+    slices = FoldSlices(experiment)
+    config = SEAN.PRESETS["tiny"]
+    torch.manual_seed(0)
+    synthesizer = SEAN.build(describe(experiment, slices, SEAN, config), config)
+    folder = experiment.synthesizer_folder("sean")
+    save_synthesizer(synthesizer, folder)
+    return folder
