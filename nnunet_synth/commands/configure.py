@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "--set epochs_over_unlabelled=10)")
     parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
                         help="hyper-parameters; values are JSON, or else text")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="plans (default: nnUNetPlans)")
+    parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace a configuration made by this command")
 
 
