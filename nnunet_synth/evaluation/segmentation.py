@@ -1,0 +1,313 @@
+"""How well a segmentation matches the truth: DSC, NSD and HD95 of each case and class.
+
+Surfaces follow DeepMind's `surface-distance` (Nikolov et al. 2021, arXiv:1809.04430): a surface element lies at every
+corner of the voxel grid around which the 2×2(×2) voxels are not all equal, has the area (in 2D: the length) of the
+marching-cubes surface through it, and the distance to the nearest element of the other surface, in mm. NSD is the area
+within the tolerance over the whole area of both surfaces, HD95 the larger of the two 95th percentiles by area.
+
+Empty cases:
+    both empty: nothing to find and nothing found; DSC, NSD and HD95 are NaN and left out of the mean (as in nnU-Net);
+    one empty: DSC and NSD are 0, HD95 is the diagonal of the image in mm, the largest distance there can be.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from nnunet_synth.atomic import write_json, write_text
+from nnunet_synth.data.raw_images import check_file, read_segmentation
+from nnunet_synth.errors import UserError
+from nnunet_synth.progress import progress
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+METRICS = ("DSC", "NSD", "HD95")
+FLAT = 900.0        # nnU-Net's readers give a 2D image a spacing of 999 between slices
+
+
+# The metrics --------------------------------------------------------------------------------------------------------
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """DSC = 2 |P ∩ T| / (|P| + |T|) of two bool masks of one shape; NaN if both are empty."""
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / total if total else math.nan
+
+
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """Distances in mm from each element of one surface to the other surface, and the elements' areas (mm², 2D: mm)."""
+
+    from_prediction: np.ndarray
+    from_truth: np.ndarray
+    prediction_area: np.ndarray
+    truth_area: np.ndarray
+
+
+def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
+    """Compare the surfaces of two bool masks [Y, X] or [Z, Y, X] that are not empty; `spacing` in mm, same order."""
+    box = _bounding_box(prediction | truth)
+    codes_p, codes_t = (_neighbourhoods(mask[box]) for mask in (prediction, truth))
+    area = _element_areas(tuple(float(step) for step in spacing))
+    surface_p, surface_t = area[codes_p] > 0, area[codes_t] > 0
+    to_prediction, to_truth = (distance_transform_edt(~surface, sampling=spacing) for surface in (surface_p, surface_t))
+    return SurfaceDistances(to_truth[surface_p], to_prediction[surface_t],
+                            area[codes_p[surface_p]], area[codes_t[surface_t]])
+
+
+def surface_dice(surfaces: SurfaceDistances, tolerance: float) -> float:
+    """NSD: the share of both surfaces that lies within `tolerance` mm of the other one."""
+    near = (surfaces.prediction_area[surfaces.from_prediction <= tolerance].sum()
+            + surfaces.truth_area[surfaces.from_truth <= tolerance].sum())
+    return float(near / (surfaces.prediction_area.sum() + surfaces.truth_area.sum()))
+
+
+def hausdorff(surfaces: SurfaceDistances, percent: float = 95) -> float:
+    """The larger of the two percentiles (by area) of the surface distances, in mm."""
+    return max(_percentile(surfaces.from_prediction, surfaces.prediction_area, percent),
+               _percentile(surfaces.from_truth, surfaces.truth_area, percent))
+
+
+def compare(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float) -> dict[str, float]:
+    """{"DSC", "NSD", "HD95"} of two bool masks of one shape, with the empty cases as this module's docstring says."""
+    found, exists = bool(prediction.any()), bool(truth.any())
+    if found and exists:
+        surfaces = surface_distances(prediction, truth, spacing)
+        return {"DSC": dice(prediction, truth), "NSD": surface_dice(surfaces, tolerance), "HD95": hausdorff(surfaces)}
+    if found or exists:
+        return {"DSC": 0.0, "NSD": 0.0, "HD95": float(np.linalg.norm(np.multiply(truth.shape, spacing)))}
+    return dict.fromkeys(METRICS, math.nan)
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    occupied = [np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
+                for axis in range(mask.ndim)]
+    return tuple(slice(index[0], index[-1] + 1) for index in occupied)
+
+
+def _neighbourhoods(mask: np.ndarray) -> np.ndarray:
+    """uint8, one longer than `mask` along each axis: the voxels set around each grid corner, one bit each."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    codes = np.zeros([length + 1 for length in mask.shape], np.uint8)
+    for bit, corner in enumerate(itertools.product((0, 1), repeat=mask.ndim)):
+        box = tuple(slice(start, start + length + 1) for start, length in zip(corner, mask.shape, strict=True))
+        codes |= padded[box] << bit
+    return codes
+
+
+@lru_cache(maxsize=64)
+def _element_areas(spacing: tuple[float, ...]) -> np.ndarray:
+    """[4 or 256] area of the surface through each pattern of 2×2 (mm) or 2×2×2 (mm²) voxels.
+
+    An ambiguous pattern and its complement have the same area: that of the pattern with fewer voxels set, taken as
+    separate corners (as in DeepMind's table).
+    """
+    num_corners = 2 ** len(spacing)
+    measure = _contour_length if len(spacing) == 2 else _triangle_area
+    area = np.zeros(2 ** num_corners)
+    for code in range(1, len(area) - 1):
+        pattern = np.array([code >> bit & 1 for bit in range(num_corners)]).reshape((2,) * len(spacing))
+        area[code] = measure(1 - pattern if pattern.sum() > num_corners / 2 else pattern, spacing)
+    return area
+
+
+def _contour_length(pattern: np.ndarray, spacing: tuple[float, ...]) -> float:
+    if pattern.sum() == 1 or pattern[0, 0] == pattern[1, 1]:        # corners cut off, one or two
+        return float(pattern.sum()) * math.hypot(*spacing) / 2
+    return spacing[1] if pattern[0, 0] == pattern[0, 1] else spacing[0]
+
+
+def _triangle_area(pattern: np.ndarray, spacing: tuple[float, ...]) -> float:
+    from skimage.measure import marching_cubes, mesh_surface_area
+    vertices, faces, *_ = marching_cubes(pattern.astype(np.float32), 0.5, spacing=spacing, method="lorensen")
+    return float(mesh_surface_area(vertices, faces))
+
+
+def _percentile(distance: np.ndarray, area: np.ndarray, percent: float) -> float:
+    order = np.argsort(distance)
+    share = np.cumsum(area[order]) / area.sum()
+    return float(distance[order][min(np.searchsorted(share, percent / 100), len(distance) - 1)])
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[int]] | None = None,
+                     ignore: int | None = None, declared: Sequence[int] | None = None,
+                     tolerance: float = 1.0) -> dict:
+    """Compare each prediction with the truth of the same file name.
+
+    Args:
+        predictions, truths: folders of label maps.
+        classes: name → label values (several = a region); by default each value that occurs in the truth.
+        ignore: voxels of this value in the truth do not count.
+        declared: the values that may occur; any other is an error.
+        tolerance: of the NSD, in mm; in pixels for 2D images, whose spacing is 1.
+
+    Returns:
+        {"cases": [{"case", "class", "DSC", "NSD", "HD95"}…], "summary": {class: …}, "tolerance", "unit"}.
+
+    Raises:
+        UserError: names, geometry or labels do not match, or a file is unreadable.
+    """
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise UserError(f"the tolerance is a distance in mm, 0 or more, not {tolerance}")
+    ending, names = matching_names(predictions, truths)
+    reader = _reader(ending, truths / (names[0] + ending))
+    if classes is None:
+        classes = _classes_in([truths / (name + ending) for name in names], reader)
+    rows, unit = [], "mm"
+    for name in progress(names, "evaluating"):
+        truth = LabelMap.read(truths / (name + ending), reader)
+        prediction = LabelMap.read(predictions / (name + ending), reader)
+        prediction.check_same_grid(truth)
+        if declared is not None:
+            truth.check_values({0, *declared})
+            prediction.check_values({0, *declared} - {ignore})
+        counted = np.full(truth.array.shape, True) if ignore is None else truth.array != ignore
+        unit = "mm" if truth.array.ndim == 3 else "pixel"
+        for class_name, values in classes.items():
+            masks = (np.isin(labels.array, values) & counted for labels in (prediction, truth))
+            rows.append({"case": name, "class": class_name, **compare(*masks, truth.spacing, tolerance)})
+    return {"cases": rows, "summary": {name: summarise([row for row in rows if row["class"] == name])
+                                       for name in classes}, "tolerance": tolerance, "unit": unit}
+
+
+def summarise(rows: Sequence[dict]) -> dict:
+    """Mean and standard deviation (n - 1) of each metric over the cases that have it, and the number of empty cases."""
+    summary: dict = {"num_cases": len(rows), "num_both_empty": sum(math.isnan(row["DSC"]) for row in rows)}
+    for metric in METRICS:
+        values = [row[metric] for row in rows if not math.isnan(row[metric])]
+        summary[metric] = {"mean": float(np.mean(values)) if values else math.nan,
+                           "sd": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
+    return summary
+
+
+def write_results(results: dict, folder: Path) -> None:
+    """`evaluation.csv` (a line a case and class) and `evaluation.json`; NaN is an empty cell, and null in JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["case", "class", *METRICS], lineterminator="\n")
+    writer.writeheader()
+    for row in results["cases"]:
+        writer.writerow({key: "" if isinstance(value, float) and math.isnan(value) else value
+                         for key, value in row.items()})
+    write_text(text.getvalue(), folder / "evaluation.csv")
+    write_json(_without_nan(results), folder / "evaluation.json")
+
+
+def _without_nan(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def classes_of(dataset_json: Path) -> tuple[dict[str, list[int]], int | None, list[int]]:
+    """Foreground classes or regions (name → values), the ignore label and all declared values of a `dataset.json`."""
+    try:
+        labels = json.loads(dataset_json.read_text(encoding="utf-8"))["labels"]
+        values = {name: [int(v) for v in (value if isinstance(value, list | tuple) else [value])]
+                  for name, value in labels.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{dataset_json} cannot be used: it must be a dataset.json with "labels": {{"name": value}} '
+                        f"({type(error).__name__}: {error})") from error
+    ignore = values.get("ignore", [None])[0]
+    classes = {name: value for name, value in values.items() if name != "ignore" and value != [0]}
+    return classes, ignore, sorted({v for value in values.values() for v in value})
+
+
+def matching_names(predictions: Path, truths: Path) -> tuple[str, list[str]]:
+    """File ending and case names that both folders hold; UserError where they differ."""
+    files = {folder: _label_maps(folder) for folder in (predictions, truths)}
+    endings = {ending for found in files.values() for ending in found.values()}
+    if len(endings) > 1:
+        raise UserError(f"{predictions} and {truths} hold files of several kinds ({', '.join(sorted(endings))}): "
+                        "one file ending is needed")
+    for folder, other in ((predictions, truths), (truths, predictions)):
+        missing = sorted(files[other].keys() - files[folder].keys())
+        if missing:
+            listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise UserError(f"{folder} lacks {len(missing)} of the {len(files[other])} cases of {other} ({listed}): "
+                            "both folders must hold the same file names")
+    return endings.pop(), sorted(files[truths])
+
+
+def _label_maps(folder: Path) -> dict[str, str]:
+    """Case name → file ending, of all files that an nnU-Net reader knows."""
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    endings = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings},
+                     key=len, reverse=True)
+    found = {}
+    for path in folder.iterdir():
+        ending = next((ending for ending in endings if path.name.endswith(ending)), None)
+        if ending and path.is_file() and not path.name.startswith("."):
+            found[path.name.removesuffix(ending)] = ending
+    if not found:
+        raise UserError(f"{folder} holds no label maps ({', '.join(endings)})")
+    return found
+
+
+def _reader(ending: str, example: Path) -> BaseReaderWriter:
+    """nnU-Net's reader for this kind of file."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+    check_file(example)     # the look-up tries all readers and says only that none works
+    return determine_reader_writer_from_file_ending(ending, str(example), allow_nonmatching_filename=True,
+                                                    verbose=False)()
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Integers [Z, Y, X] or [Y, X], the spacing in mm in the same order, and, where known, origin and direction."""
+
+    array: np.ndarray
+    spacing: tuple[float, ...]
+    placement: tuple[float, ...]
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path, reader: BaseReaderWriter) -> LabelMap:
+        array, properties = read_segmentation(path, reader)
+        spacing = tuple(float(step) for step in properties["spacing"])
+        header = properties.get("sitk_stuff", {})
+        placement = (*header.get("origin", ()), *header.get("direction", ()))
+        array = array[0].astype(np.int64)
+        if len(array) == 1 and spacing[0] > FLAT:
+            return cls(array[0], spacing[1:], placement, path)
+        return cls(array, spacing, placement, path)
+
+    def check_values(self, allowed: set[int]) -> None:
+        unknown = sorted(set(np.unique(self.array).tolist()) - allowed)
+        if unknown:
+            raise UserError(f"{self.path} holds the value(s) {', '.join(map(str, unknown[:5]))} that dataset.json does "
+                            "not declare: repair the file, or give another --dataset-json")
+
+    def check_same_grid(self, other: LabelMap) -> None:
+        """Raise UserError unless both cover the same voxels: shape, spacing (1 µm), origin (10 µm), direction."""
+        differing = [name for name, mine, theirs, tolerance in (
+            ("shape", self.array.shape, other.array.shape, 0), ("spacing", self.spacing, other.spacing, 1e-3),
+            ("origin or direction", self.placement, other.placement, 1e-2))
+            if len(mine) != len(theirs) or not np.allclose(mine, theirs, rtol=1e-4, atol=tolerance)]
+        if differing:
+            raise UserError(f"{self.path} and {other.path} do not lie on the same voxels ({' and '.join(differing)} "
+                            "differ): resample one onto the other's grid")
+
+
+def _classes_in(truths: Sequence[Path], reader: BaseReaderWriter) -> dict[str, list[int]]:
+    values = set()
+    for path in truths:
+        values |= set(np.unique(LabelMap.read(path, reader).array).tolist())
+    return {str(value): [value] for value in sorted(values - {0})}
