@@ -14,7 +14,7 @@ from typing import Any
 from nnunet_synth.errors import UserError
 
 HELP = "name a set of hyper-parameters as a configuration of the plans"
-EXAMPLE = "nnunet_synth configure 501 2d --name 2d_um2i --set synthesizer=um2i pseudo_weight=0.5"
+EXAMPLE = "nnunet_synth configure 501 2d --name 2d_paper --preset paper --set epochs_over_unlabelled=10 seed=1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
