@@ -1,0 +1,302 @@
+"""Left and right lung by classical image processing, for CT in HU and for 8-bit pictures of CT slices.
+
+Everything is done on an image in HU whose axes run z → superior, y → posterior, x → the patient's left, slice by slice
+where a slice is enough:
+
+1. **Calibrate** (pictures only): the window is unknown, so the median of the dark class becomes lung (−850 HU) and
+   the commonest value of the bright class becomes soft tissue (40 HU); the lungs span about 260 mm.
+2. **Body**: the largest piece of tissue with its holes filled, so that room air and the table are out.
+3. **Air in the body**: below −300 HU. Windpipe and large bronchi (small, central, darker than lung) and bowel gas
+   (pieces apart from the lungs that are as dark as room air) are dropped.
+4. **Left and right**: the brightest path from front to back near the midline parts them, through mediastinum and
+   junction lines. Which is which follows from the axes, that is from the image's geometry.
+5. **Fill**: closing and filled holes bring vessels back. Consolidation is as bright as muscle, so where it lies at the
+   chest wall the shape must help: the rib cage is convex, and what lies between the convex hull of the lungs and their
+   aerated part, not deeper than 40 mm from the side or the back, is lung. A large, round, smooth hole is the dome of
+   the diaphragm and stays out.
+
+Lung that is consolidated throughout, with no aerated rim, is not found: nothing sets it apart from muscle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.measure import label as connected_components
+from skimage.measure import regionprops
+from skimage.morphology import convex_hull_image
+
+LAYOUT_LABELS = {"left_lung": 1, "right_lung": 2}
+LUNG_HU, SOFT_TISSUE_HU = -850.0, 40.0
+LUNGS_WIDTH_MM = 260.0          # of pictures without spacing: both lungs of an adult, side to side
+_WORKING_SPACING_MM = 1.4       # in plane; finer images are reduced, the boundary is interpolated back
+
+
+@dataclass(frozen=True)
+class LungThresholds:
+    """HU, mm and mm² that decide; the defaults hold for adults."""
+
+    air_hu: float = -300.0              # aerated lung and ground glass below, consolidation and vessels above
+    gas_hu: float = -930.0              # room air, windpipe and bowel gas below, lung above
+    airway_mm2: float = 900.0           # larger pieces of a slice are no windpipe
+    airway_from_midline_mm: float = 45.0
+    smallest_piece_mm2: float = 120.0   # of pictures; of volumes: the share below
+    smallest_piece: float = 0.02        # of the largest piece's volume
+    closing_mm: float = 8.0
+    pocket_mm: float = 40.0             # deepest consolidation at the chest wall that is filled
+    spine_mm: float = 30.0              # no pockets are filled from the back so near the midline
+    dome_mm2: float = 900.0             # a filled hole larger than this, round and smooth, is the diaphragm's dome
+
+
+def find_lungs(image: np.ndarray, spacing: tuple[float, ...] | None, axes: str, is_hu: bool = True,
+               thresholds: LungThresholds = LungThresholds()) -> np.ndarray:            # noqa: B008 (frozen)
+    """Find left and right lung.
+
+    Args:
+        image: [z, y, x] or [y, x]; HU, or gray values of an unknown window (`is_hu=False`, slices only).
+        spacing: mm along each axis of `image`; None = unknown.
+        axes: the direction in which each index grows, of L R A P S I: "SPL" for a volume, "PL" for a slice as
+            radiologists display it (rows to posterior, columns to the patient's left).
+
+    Returns:
+        uint8 map of the shape of `image`: 0 none, 1 left lung, 2 right lung.
+
+    Raises:
+        ValueError: the axes are not three (two) different directions of the body.
+    """
+    if image.ndim == 2:
+        spacing_3d = None if spacing is None else (1.0, *spacing)
+        return find_lungs(image[None], spacing_3d, "S" + axes, is_hu, thresholds)[0]
+    order, flips = _to_canonical(axes)
+    canonical = np.flip(image.transpose(order), flips).astype(np.float32)
+    if not is_hu:
+        canonical = np.stack([calibrate(picture) for picture in canonical])
+    spacing = _spacing_of_pictures(canonical) if spacing is None else tuple(spacing[axis] for axis in order)
+
+    reduced, factor = _reduce(canonical, spacing)
+    working_spacing = (spacing[0], spacing[1] * factor, spacing[2] * factor)
+    lungs = _find_in_canonical(reduced, working_spacing, thresholds)
+    lungs = _enlarge(lungs, canonical.shape) if factor > 1 else lungs
+    return np.ascontiguousarray(np.flip(lungs, flips).transpose(np.argsort(order)))
+
+
+def calibrate(picture: np.ndarray) -> np.ndarray:
+    """Gray values [y, x] of an unknown window → about HU, by the modes of lung and of soft tissue."""
+    smooth = ndimage.gaussian_filter(picture.astype(np.float32), 1)
+    inside = smooth[smooth > smooth.min() + 1]                  # without black padding
+    if inside.size < 100 or np.ptp(inside) < 4:
+        return np.full(picture.shape, SOFT_TISSUE_HU, np.float32)
+    middle = threshold_otsu(inside)
+    lung = float(np.median(inside[inside < middle]))
+    counts = np.bincount(np.rint(inside[inside >= middle] - middle).astype(int))
+    tissue = middle + float(np.argmax(ndimage.gaussian_filter1d(counts.astype(float), 2)))
+    return (LUNG_HU + (smooth - lung) * (SOFT_TISSUE_HU - LUNG_HU) / max(tissue - lung, 1.0)).astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Geometry
+
+
+def _to_canonical(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How to transpose, then flip, an array with these axes to z → superior, y → posterior, x → left."""
+    lines = ("SI", "PA", "LR")                                  # the canonical direction comes first
+    found = [[axis for axis, code in enumerate(axes.upper()) if code in line] for line in lines]
+    if len(axes) != 3 or any(len(axis) != 1 for axis in found):
+        raise ValueError(f"axes {axes!r} must name one of S/I, one of P/A and one of L/R")
+    order = tuple(axis[0] for axis in found)
+    flips = tuple(index for index, line in enumerate(lines) if axes.upper()[order[index]] == line[1])
+    return order, flips
+
+
+def _spacing_of_pictures(hu: np.ndarray) -> tuple[float, float, float]:
+    columns = np.flatnonzero((hu < -300).mean(axis=(0, 1)) > 0.1)
+    width = columns[-1] - columns[0] + 1 if columns.size else hu.shape[2]
+    return 1.0, LUNGS_WIDTH_MM / width, LUNGS_WIDTH_MM / width
+
+
+def _reduce(hu: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, int]:
+    """Block means in plane, so that a pixel is about as large as the working spacing."""
+    factor = max(1, int(_WORKING_SPACING_MM / max(spacing[1], spacing[2])))
+    if factor == 1:
+        return hu, 1
+    padding = [(0, 0)] + [(0, -size % factor) for size in hu.shape[1:]]
+    padded = np.pad(hu, padding, mode="edge")
+    blocks = padded.reshape(len(hu), padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
+    return blocks.mean(axis=(2, 4)), factor
+
+
+def _enlarge(lungs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """To the full grid; each boundary is interpolated linearly."""
+    factor = -(-shape[2] // lungs.shape[2])
+    result = np.zeros(shape, np.uint8)
+    for index, lung_map in enumerate(lungs):
+        for value in (1, 2):
+            if (lung_map == value).any():
+                share = ndimage.zoom((lung_map == value).astype(np.float32), factor, order=1, grid_mode=True,
+                                     mode="nearest")
+                result[index][share[:shape[1], :shape[2]] > 0.5] = value
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The steps, on HU with axes S, P, L
+
+
+def _find_in_canonical(hu: np.ndarray, spacing: tuple[float, ...], t: LungThresholds) -> np.ndarray:
+    air = np.stack([_air_in_body(slice_hu, spacing, t) for slice_hu in hu])
+    air = _keep_lung_pieces(air, hu, spacing, t)
+    middle, _ = _middle_and_width(air)
+    air = np.stack([_without_airways(*pair, middle, spacing, t) for pair in zip(air, hu, strict=True)])
+    air = _keep_lung_pieces(air, hu, spacing, t)                    # what hung on the windpipe: larynx, pharynx
+    middle, width = _middle_and_width(air)
+    lungs = np.zeros(hu.shape, np.uint8)
+    for index in np.flatnonzero(air.any(axis=(1, 2))):
+        is_left = _left_of_path(hu[index], middle, width)
+        lungs[index] = _fill(air[index] & is_left, air[index] & ~is_left, is_left, middle, spacing, t)
+    return lungs
+
+
+def _middle_and_width(air: np.ndarray) -> tuple[float, float]:
+    """Column of the midline between the lungs, and their width in pixels."""
+    columns = np.flatnonzero(air.any(axis=(0, 1)))
+    if not columns.size:
+        return air.shape[2] / 2, air.shape[2]
+    return (columns[0] + columns[-1]) / 2, columns[-1] - columns[0] + 1
+
+
+def _air_in_body(hu: np.ndarray, spacing: tuple[float, ...], t: LungThresholds) -> np.ndarray:
+    """[y, x] bool: what is as light as lung and enclosed by the body (or by the edge of a picture cropped to it)."""
+    smooth = ndimage.gaussian_filter(hu, 0.5)
+    air = smooth < t.air_hu
+    if np.concatenate([air[0], air[-1], air[:, 0], air[:, -1]]).mean() < 0.5:
+        return air & ~_outside_corners(air, smooth, t)              # cropped to the chest: the edge is tissue
+    tissue = ndimage.binary_opening(~air, iterations=max(1, round(2 / spacing[2])))
+    return air & ndimage.binary_fill_holes(_largest(tissue)) if tissue.any() else np.zeros_like(air)
+
+
+def _outside_corners(air: np.ndarray, hu: np.ndarray, t: LungThresholds) -> np.ndarray:
+    """Room air and black padding in a cropped picture: pieces in a corner, or dark ones at the edge."""
+    pieces = connected_components(air, connectivity=1)
+    corners = {int(pieces[y, x]) for y in (0, -1) for x in (0, -1)}
+    edge = set(np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])).tolist())
+    dark = {piece for piece in edge - {0} if np.median(hu[pieces == piece]) < t.gas_hu}
+    return np.isin(pieces, list((corners | dark) - {0}))
+
+
+def _keep_lung_pieces(air: np.ndarray, hu: np.ndarray, spacing: tuple[float, ...], t: LungThresholds) -> np.ndarray:
+    """Drop specks, and pieces apart from the lungs that are as dark as room air: bowel gas, larynx, table."""
+    pieces = connected_components(air, connectivity=1)
+    regions = regionprops(pieces)
+    if not regions:
+        return air
+    largest = max(region.area for region in regions)
+    pixel_mm2 = spacing[1] * spacing[2]
+    smallest = t.smallest_piece_mm2 / pixel_mm2 if len(air) == 1 else t.smallest_piece * largest
+    kept = [region.label for region in regions if region.area >= smallest and
+            (region.area == largest or len(air) == 1
+             or np.median(hu[region.slice][region.image]) >= t.gas_hu)]
+    return np.isin(pieces, kept)
+
+
+def _without_airways(air: np.ndarray, hu: np.ndarray, middle: float, spacing: tuple[float, ...],
+                     t: LungThresholds) -> np.ndarray:
+    pieces = connected_components(air, connectivity=1)
+    airways = [region.label for region in regionprops(pieces)
+               if region.area * spacing[1] * spacing[2] < t.airway_mm2
+               and abs(region.centroid[1] - middle) * spacing[2] < t.airway_from_midline_mm
+               and np.median(hu[region.slice][region.image]) < t.gas_hu]
+    return air & ~np.isin(pieces, airways)
+
+
+def _left_of_path(hu: np.ndarray, middle: float, width: float) -> np.ndarray:
+    """[y, x] bool: the patient's left of the brightest path from front to back near the midline.
+
+    Dynamic programming, one row at a time; a step moves at most one pixel sideways.
+    """
+    height, columns = hu.shape
+    distance = np.abs(np.arange(columns) - middle) / width
+    # Air costs 1, soft tissue nothing; where the picture does not decide, the midline does.
+    cost = np.clip(-hu / 1000, 0, 1) + 0.3 * distance ** 2 + 1e-3
+    cost[:, distance > 0.25] = np.inf
+    total = cost[0].copy()
+    steps = np.zeros((height, columns), np.int8)
+    for row in range(1, height):
+        padded = np.pad(total, 1, constant_values=np.inf)
+        candidates = np.stack([padded[:-2], padded[1:-1] - 1e-6, padded[2:]])        # straight on, if all are equal
+        steps[row] = candidates.argmin(axis=0) - 1
+        total = candidates.min(axis=0) + cost[row]
+    column = int(total.argmin())
+    is_left = np.zeros(hu.shape, bool)
+    for row in range(height - 1, -1, -1):
+        is_left[row, column + 1:] = True
+        column += int(steps[row, column])
+    return is_left
+
+
+def _fill(left: np.ndarray, right: np.ndarray, is_left: np.ndarray, middle: float, spacing: tuple[float, ...],
+          t: LungThresholds) -> np.ndarray:
+    """Left and right aerated lung of a slice → 1 and 2, with vessels, and consolidation at the chest wall."""
+    both_hull = _hull(left | right)
+    lungs = np.zeros(left.shape, np.uint8)
+    for value, aerated, side in ((1, left, is_left), (2, right, ~is_left)):
+        if not aerated.any():
+            continue
+        lung = _closing(aerated, t.closing_mm / spacing[2]) & side
+        lung |= _pockets(lung, both_hull & side, middle, spacing, t)
+        lung = _fill_holes(lung, spacing, t)
+        lungs[lung & (lungs == 0)] = value
+    return lungs
+
+
+def _pockets(lung: np.ndarray, hull: np.ndarray, middle: float, spacing: tuple[float, ...], t: LungThresholds,
+             ) -> np.ndarray:
+    """What lies between the convex chest wall and the lung, seen from the side and from the back.
+
+    From the back only behind the lung's centre and away from the spine: there the hull spans muscle and vertebra.
+    """
+    rows, columns = np.indices(lung.shape, sparse=True)
+    centre_row, centre_column = np.mean(np.nonzero(lung), axis=1)
+    is_left_lung = centre_column > middle
+    outwards = slice(None, None, -1 if is_left_lung else 1)
+    from_side = _before_first(lung[:, outwards], hull[:, outwards], t.pocket_mm / spacing[2])[:, outwards]
+    own_hull = _hull(lung) & hull
+    from_back = _before_first(lung.T[:, ::-1], own_hull.T[:, ::-1], t.pocket_mm / spacing[1])[:, ::-1].T
+    is_behind = (rows > centre_row) & (np.abs(columns - middle) * spacing[2] > t.spine_mm)
+    return from_side | from_back & is_behind
+
+
+def _before_first(lung: np.ndarray, hull: np.ndarray, deepest: float) -> np.ndarray:
+    """In each row, from the first pixel of the hull to the first of the lung, if not deeper than `deepest` pixels."""
+    position = np.arange(lung.shape[1])
+    first_lung, first_hull = lung.argmax(axis=1)[:, None], hull.argmax(axis=1)[:, None]
+    is_pocket = lung.any(axis=1)[:, None] & (first_lung - first_hull <= deepest)
+    return is_pocket & hull & (position < first_lung)
+
+
+def _fill_holes(lung: np.ndarray, spacing: tuple[float, ...], t: LungThresholds) -> np.ndarray:
+    filled = ndimage.binary_fill_holes(lung)
+    pieces = connected_components(filled & ~lung, connectivity=1)
+    domes = [region.label for region in regionprops(pieces)
+             if region.area * spacing[1] * spacing[2] > t.dome_mm2 and region.solidity > 0.9
+             and region.axis_minor_length > 0.6 * region.axis_major_length]
+    return filled & ~np.isin(pieces, domes)
+
+
+def _closing(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Closing by a disk of `radius` pixels, by distances: as fast for large disks as for small ones."""
+    margin = int(np.ceil(radius)) + 1
+    padded = np.pad(mask, margin)
+    dilated = ndimage.distance_transform_edt(~padded) <= radius
+    return (ndimage.distance_transform_edt(dilated) > radius)[margin:-margin, margin:-margin]
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    return convex_hull_image(mask) if mask.sum() > 3 else mask
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    pieces = connected_components(mask, connectivity=1)
+    return pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
