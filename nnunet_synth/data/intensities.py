@@ -40,8 +40,8 @@ def intensity_range(experiment: Experiment, slices: SliceSource) -> list[list[fl
             measured = _measured_range(slices) if measured is None else measured
             bounds = measured[channel].tolist()
         if not bounds[0] < bounds[1]:
-            raise UserError(f"channel {channel} ({experiment.channel_names[channel]}) has the same intensity everywhere "
-                            f"({bounds[0]:.4g}) in the labelled training images: nothing to synthesize")
+            raise UserError(f"channel {channel} ({experiment.channel_names[channel]}) has the same intensity "
+                            f"everywhere ({bounds[0]:.4g}) in the labelled training images: nothing to synthesize")
         ranges.append([float(bound) for bound in bounds])
     return ranges
 

@@ -176,13 +176,13 @@ class _StageRun:
             stage.discriminator.requires_grad_(False)
         with self._autocast():
             loss, terms = stage.generator_loss(batch)
-        logged = {"generator_loss": loss.detach(), **_prefixed("generator", terms)}
+        logged = {"generator": loss.detach(), **terms}
         is_finite = _descend(loss, self.generator_optimizer)
         if is_finite and stage.discriminator is not None:
             stage.discriminator.requires_grad_(True)
             with self._autocast():
                 loss, terms = stage.discriminator_loss(batch)
-            logged |= {"discriminator_loss": loss.detach(), **_prefixed("discriminator", terms)}
+            logged |= {"discriminator": loss.detach(), **terms}
             is_finite = _descend(loss, self.discriminator_optimizer)
         self._count(is_finite, step)
         if not is_finite:
@@ -379,10 +379,6 @@ def _save_model(synthesizer: Synthesizer, steps_done: int, folder: Path) -> None
 
 def _steps_before(stages: list[Stage], index: int) -> int:
     return sum(stage.num_steps for stage in stages[:index])
-
-
-def _prefixed(network: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{network}_{name}": value for name, value in terms.items()}
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

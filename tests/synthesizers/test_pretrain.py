@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_it_promises(tmp_path):
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(entry["stage"], entry["step"]) for entry in log] == [("coarse", 5), ("coarse", 10), ("fine", 5),
                                                                   ("fine", 10)]
-    assert {"generator_loss", "generator_reconstruction", "discriminator_loss", "discriminator_accuracy"} <= set(log[0])
+    assert {"generator", "reconstruction", "discriminator", "discriminator_accuracy"} <= set(log[0])
     picture = np.asarray(Image.open(tmp_path / "samples" / "step_000020.png"))
     assert picture.ndim == 3 and picture.std() > 10
 
@@ -68,7 +68,7 @@ def test_a_run_leaves_everything_it_promises(tmp_path):
 def test_training_learns(tmp_path):
     pretrain(build_toy(), ToySlices(), tmp_path, steps=120, samples_every=1000)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["generator_reconstruction"] < 0.5 * log[0]["generator_reconstruction"]
+    assert log[-1]["reconstruction"] < 0.5 * log[0]["reconstruction"]
 
 
 def test_same_seed_same_weights_and_the_callers_random_numbers_are_left_alone(tmp_path):
@@ -300,7 +300,7 @@ def test_a_discriminator_that_is_always_right_is_reported_once(tmp_path, capsys,
         for stage in stages:
             original = stage.discriminator_loss
             stage.discriminator_loss = lambda batch, original=original: (original(batch)[0],
-                                                                         {"accuracy": torch.tensor(0.99)})
+                                                                         {"discriminator_accuracy": torch.tensor(0.99)})
 
     pretrain(with_stages(build_toy(), change), ToySlices(), tmp_path, steps=100, samples_every=10_000)
     assert capsys.readouterr().err.count("the discriminator has been right") == 1

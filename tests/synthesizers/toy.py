@@ -90,7 +90,7 @@ class ToyStage(Stage):
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
         real, fake = self._judge(batch["real"], batch), self._judge(batch["fake"], batch)
         accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean(), {"accuracy": accuracy.detach()}
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean(), {"discriminator_accuracy": accuracy.detach()}
 
     def _judge(self, image: Tensor, batch: Batch) -> Tensor:
         return self.discriminator(torch.cat([self.synthesizer.meta.semantic.one_hot(batch["semantic"]), image], 1))

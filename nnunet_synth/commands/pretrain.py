@@ -1,0 +1,263 @@
+"""Train a synthesizer on the labelled training cases of one fold.
+
+Only the fold's labelled training cases are read, never its validation cases, and every checkpoint can be resumed with
+--c. At the end the synthesizer draws images for augmented training labels and is measured: how well an analytic
+segmenter finds the requested lesions in them ("segmentability"), against the real slices and against exchanged labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_synth.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nnunet_synth.data.experiment import Experiment
+    from nnunet_synth.data.slices import FoldSlices
+    from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta
+
+HELP = "train a synthesizer on the labelled training cases of a fold"
+EXAMPLE = "nnunet_synth pretrain 501 2d 0 --synthesizer sean --device cuda"
+
+MAX_PATCH = 256     # side of the training crops by default; the synthesizer draws any size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="id or name of the dataset")
+    parser.add_argument("configuration", metavar="CONFIG", help="configuration of the plans, e.g. 2d")
+    parser.add_argument("fold", metavar="FOLD", help="fold: number, name of an entry of splits_final.json, or all")
+    parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    parser.add_argument("--synthesizer", default=None,
+                        help="registered name (default: what the configuration names, else sean)")
+    parser.add_argument("--preset", default=None,
+                        help="tiny, default or paper (default: what the configuration names, else default)")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", dest="options",
+                        help="change one hyper-parameter of the preset, e.g. ngf=16; may be repeated")
+    parser.add_argument("--steps", type=int, default=None, help="generator steps (default: the preset's)")
+    parser.add_argument("--batch-size", type=int, default=None, help="(default: the preset's)")
+    parser.add_argument("--patch-size", type=int, nargs=2, default=None, metavar=("H", "W"),
+                        help=f"size of the training crops (default: the plan's 2D patch, at most {MAX_PATCH})")
+    parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--perceptual", default="auto", metavar="FEATURES",
+                        help="features of the perceptual loss: vgg19, off, the fold folder of a trained nnU-Net, or "
+                             "auto = the first of vgg19, this fold's nnUNetTrainer, off that is at hand (the default)")
+    parser.add_argument("--vgg-weights", default=None, metavar="FILE",
+                        help="torchvision's vgg19-dcbb9e9d.pth, for machines without internet")
+    parser.add_argument("--samples-every", type=int, default=500, metavar="N",
+                        help="steps between pictures in samples/ (default: %(default)s)")
+    parser.add_argument("--checkpoint-every", type=int, default=1000, metavar="N",
+                        help="steps between checkpoints (default: %(default)s)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--c", action="store_true", dest="resume", help="continue an interrupted run")
+    again.add_argument("--force", action="store_true", help="delete what is there and start again")
+
+
+def run(args: argparse.Namespace) -> None:
+    pretrain(**{name: value for name, value in vars(args).items() if name not in ("verb", "run")})
+
+
+def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthesizer: str | None = None,
+             preset: str | None = None, options: Sequence[str] = (), steps: int | None = None,
+             batch_size: int | None = None, patch_size: Sequence[int] | None = None, device: str | None = None,
+             seed: int = 0, perceptual: str = "auto", vgg_weights: str | None = None, plans: str = "nnUNetPlans",
+             samples_every: int = 500, checkpoint_every: int = 1000, resume: bool = False,
+             force: bool = False) -> SynthMeta:
+    """Train, measure and store a synthesizer; returns what its meta.json says.
+
+    Synthesizer, preset and options that are not given are those of the configuration's `nnunet_synth` block.
+
+    Raises:
+        UserError: anything that the user can mend, with one line; see `nnunet_synth.synthesizers.pretrain.pretrain`.
+    """
+    import torch
+
+    from nnunet_synth.config import TrainerConfig
+    from nnunet_synth.data.experiment import load_experiment
+    from nnunet_synth.data.slices import FoldSlices
+    from nnunet_synth.evaluation.image_quality import measure_synthesizer
+    from nnunet_synth.synthesizers import find_synthesizer
+    from nnunet_synth.synthesizers.checkpoint import load_synthesizer, save_meta
+    from nnunet_synth.synthesizers.options import make_config, parse_options
+    from nnunet_synth.synthesizers.pretrain import pretrain as train
+
+    _check_positive(steps=steps, batch_size=batch_size, samples_every=samples_every, checkpoint_every=checkpoint_every)
+    used_device = find_device(device)
+    experiment = load_experiment(dataset, configuration, fold, plans)
+    configured = TrainerConfig.from_plans_configuration(
+        experiment.configuration_manager.configuration.get("nnunet_synth", {}))
+    synthesizer_class = find_synthesizer(synthesizer or configured.synthesizer)
+    preset = preset or configured.synthesizer_preset
+    config = make_config(synthesizer_class, preset, {**configured.synthesizer_options, **parse_options(options)})
+    folder = experiment.synthesizer_folder(synthesizer_class.name)
+    _check_folder(folder, resume, force)
+    _prepare_layouts(experiment)
+    slices = FoldSlices(experiment)
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        meta = describe(experiment, slices, synthesizer_class, config, patch_size)
+        model = synthesizer_class.build(meta, config)
+    features, name = find_features(perceptual, experiment, model, vgg_weights)
+    print(f"perceptual loss: {name}")
+    model.meta = replace(meta, preset=preset, perceptual=name, seed=seed)
+
+    if force:
+        _remove(folder)
+    train(model, slices, folder, device=used_device, steps=steps, batch_size=batch_size, seed=seed, resume=resume,
+          perceptual=features, samples_every=samples_every, checkpoint_every=checkpoint_every)
+    del model, features         # the training graph's memory
+
+    trained = load_synthesizer(folder, used_device)     # measured is what will be used: the folder
+    metrics = measure_synthesizer(trained, slices, seed)
+    meta = trained.meta.with_metrics(finished=True, **{key: _json_number(value) for key, value in metrics.items()})
+    save_meta(meta, folder)
+    print(report(metrics))
+    print(f"synthesizer: {folder}")
+    return meta
+
+
+def report(metrics: dict[str, float]) -> str:
+    """What the measures say, in words."""
+    return (f"segmentability (Dice of a threshold segmenter): real {metrics['dice_real']:.3f}, "
+            f"synthetic {metrics['dice_synthetic']:.3f} (ratio {metrics['ratio']:.2f}), "
+            f"with exchanged labels {metrics['dice_permuted']:.3f}\n"
+            f"lesion intensities: KL(real ‖ synthetic) {metrics['lesion_intensity_kl']:.3f} nats; "
+            f"sharpness (variance of the Laplacian), synthetic / real: {metrics['sharpness_ratio']:.2f}; "
+            f"drawable: {metrics['drawable']:.0%}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a synthesizer is trained for
+
+
+def describe(experiment: Experiment, slices: FoldSlices, synthesizer_class: type[Synthesizer], config: Any,
+             patch_size: Sequence[int] | None = None) -> SynthMeta:
+    """All facts of the dataset that decide what the synthesizer may be used for.
+
+    Raises:
+        UserError: the patch is smaller than the synthesizer's divisor or no multiple of it.
+    """
+    import torch
+
+    from nnunet_synth import __version__
+    from nnunet_synth.data.intensities import intensity_range
+    from nnunet_synth.synthesizers.base import SynthMeta
+
+    meta = SynthMeta(
+        synthesizer=synthesizer_class.name, config=asdict(config), dataset=experiment.dataset_name,
+        channel_names=experiment.channel_names, semantic=experiment.semantic, target_labels=slices.target_labels,
+        intensity_range=intensity_range(experiment, slices), patch_size=[0, 0], divisor=1, fold=experiment.fold,
+        train_case_ids=slices.case_ids, fingerprint_sha256=experiment.fingerprint_sha256,
+        plans_sha256=experiment.plans_sha256, split_sha256=experiment.split_sha256,
+        spacing=[float(step) for step in list(experiment.configuration_manager.spacing)[-2:]],
+        package_version=__version__, versions={"torch": torch.__version__, "python": platform.python_version()})
+    divisor = synthesizer_class.build(meta, config).divisor
+    return replace(meta, divisor=divisor, patch_size=_patch_size(experiment, divisor, patch_size))
+
+
+def _patch_size(experiment: Experiment, divisor: int, wanted: Sequence[int] | None) -> list[int]:
+    if wanted is not None:
+        if any(side < divisor or side % divisor for side in wanted):
+            raise UserError(f"--patch-size {' '.join(map(str, wanted))}: both sides must be multiples of {divisor}")
+        return list(wanted)
+    planned = list(experiment.configuration_manager.patch_size)[-2:]
+    return [max(min(side, MAX_PATCH) // divisor, 1) * divisor for side in planned]
+
+
+def find_features(choice: str, experiment: Experiment, synthesizer: Synthesizer,
+                  vgg_weights: str | None = None) -> tuple[nn.Module | None, str]:
+    """The features of the perceptual loss and what they are called: `vgg19`, `nnunet:<folder>` or `off`.
+
+    Raises:
+        UserError: what was asked for by name cannot be had.
+    """
+    from nnunet_synth.data.segmentation_features import find_checkpoint, load_segmentation_features
+    from nnunet_synth.synthesizers.perceptual import load_vgg19
+
+    if choice == "off":
+        return None, "off"
+    if choice in ("auto", "vgg19"):
+        features = load_vgg19(vgg_weights)
+        if features is not None:
+            return features, "vgg19"
+        if choice == "vgg19":
+            raise UserError("the weights of VGG19 are neither in torchvision's cache nor could they be downloaded: "
+                            "name vgg19-dcbb9e9d.pth with --vgg-weights, or use --perceptual off")
+        base = experiment.configuration_chain()[-1]
+        folder = experiment.results_folder / f"nnUNetTrainer__{experiment.plans_name}__{base}" / \
+            f"fold_{experiment.fold}"
+        if find_checkpoint(folder) is None or len(experiment.configuration_manager.patch_size) != 2:
+            return None, "off"
+    else:
+        folder = Path(choice)
+        if not folder.is_dir():
+            raise UserError(f"--perceptual {choice}: neither auto, vgg19 nor off, and no such folder")
+    return load_segmentation_features(folder, experiment, synthesizer.from_unit), f"nnunet:{folder.resolve()}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def find_device(name: str | None) -> str:
+    """`name`, or cuda where there is one. Raises UserError when it cannot be used."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UserError(f"--device {name}: give cpu, cuda or cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu, or "
+                        "install torch with CUDA")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA device(s), counted from 0")
+    return name
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UserError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+
+
+def _check_folder(folder: Path, resume: bool, force: bool) -> None:
+    from nnunet_synth.synthesizers.checkpoint import TRAIN_STATE_FILE, load_meta
+    if resume or force or not (folder / TRAIN_STATE_FILE).exists():
+        return
+    steps = load_meta(folder).steps
+    raise UserError(f"{folder} already holds a synthesizer of {steps} steps: continue it with --c, or start again with "
+                    "--force")
+
+
+def _prepare_layouts(experiment: Experiment) -> None:
+    """Layouts must lie beside the preprocessed cases; the pool is preprocessed with them, as training needs both."""
+    from nnunet_synth.data.unlabelled import PoolPlan, preprocess_pool
+    if not experiment.layout_labels:
+        print("warning: this dataset has no layouts (layoutsTr and layoutsUl): the synthesizer only knows background "
+              "and labels and must invent the anatomy; see nnunet_synth layouts --help", file=sys.stderr)
+    elif not PoolPlan(experiment).is_complete:
+        preprocess_pool(experiment)
+
+
+def _remove(folder: Path) -> None:
+    """Only what a synthesizer's training writes."""
+    for name in ("model.safetensors", "meta.json", "train_state.pt", "log.jsonl", "progress.png"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "samples", ignore_errors=True)
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None      # JSON has no NaN
