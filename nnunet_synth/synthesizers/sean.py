@@ -265,7 +265,7 @@ class SEAN(Synthesizer):
         """Codes [N, S, F] of the request's own images, and the pixels [N, S] each is the mean of."""
         one_hot = self.meta.semantic.one_hot(request.semantic, request.image.dtype)
         codes = self.generator.encoder(request.image, one_hot, request.valid)
-        return codes.float(), self._count_pixels(request)
+        return codes, self._count_pixels(request)
 
     def _count_pixels(self, request: Prepared) -> Tensor:
         """[N, S] valid pixels of each class at the style features' resolution."""

@@ -1,0 +1,51 @@
+"""Against hand-computed values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_synth.losses.adversarial import (
+    feature_matching_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+
+
+def scales(*logits: list[float]) -> list[list[torch.Tensor]]:
+    """One scale for each list of logits, without other features."""
+    return [[torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)] for values in logits]
+
+
+def test_generator_wants_high_logits_averaged_over_scales_of_unequal_size() -> None:
+    assert hinge_generator_loss(scales([1.0, 2.0, 3.0, 6.0], [-5.0])).item() == pytest.approx(-(3.0 - 5.0) / 2)
+
+
+def test_discriminator_ignores_logits_beyond_the_margin() -> None:
+    loss = hinge_discriminator_loss(real=scales([2.0, 0.5]), fake=scales([-3.0, 0.25]))
+    assert loss.item() == pytest.approx((0 + 0.5) / 2 + (0 + 1.25) / 2)
+
+
+def test_discriminator_averages_over_scales() -> None:
+    loss = hinge_discriminator_loss(real=scales([0.0], [5.0]), fake=scales([-5.0], [3.0]))
+    assert loss.item() == pytest.approx((1 + 4) / 2)
+
+
+def test_feature_matching_sums_layers_averages_scales_and_skips_the_logits() -> None:
+    real = [[torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 2, 2)],
+            [torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1, 1)]]
+    fake = [[torch.full((1, 2, 4, 4), 1.0), torch.full((1, 3, 2, 2), -2.0), torch.full((1, 1, 2, 2), 100.0)],
+            [torch.full((1, 2, 2, 2), 4.0), torch.full((1, 3, 1, 1), 0.5), torch.full((1, 1, 1, 1), 100.0)]]
+    assert feature_matching_loss(real, fake).item() == pytest.approx(((1 + 2) + (4 + 0.5)) / 2)
+
+
+def test_feature_matching_gives_no_gradient_to_the_real_features() -> None:
+    real, fake = (torch.randn(1, 2, 3, 3, requires_grad=True) for _ in range(2))
+    logits = torch.zeros(1, 1, 1, 1)
+    feature_matching_loss([[real, logits]], [[fake, logits]]).backward()
+    assert real.grad is None and fake.grad.abs().sum() > 0
+
+
+def test_scales_that_do_not_pair_are_an_error() -> None:
+    with pytest.raises(ValueError):
+        hinge_discriminator_loss(scales([1.0], [1.0]), scales([1.0]))
