@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -87,10 +86,20 @@ def fold_spectral_norm(module: nn.Module) -> None:
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state with all spectral norms folded, as contiguous tensors of their own; `module` is untouched."""
-    folded = copy.deepcopy(module)
-    fold_spectral_norm(folded)
-    return {name: tensor.detach().clone().contiguous() for name, tensor in folded.state_dict().items()}
+    """The module's state with all spectral norms folded, as contiguous tensors of their own; `module` is untouched.
+
+    Not by folding a deep copy: the copies of parametrized layers share their class with the originals, and
+    `remove_parametrizations` deletes `weight` from that class.
+    """
+    state = {name: tensor for name, tensor in module.state_dict().items() if "parametrizations." not in name}
+    for name, layer in module.named_modules():
+        if is_parametrized(layer, "weight"):
+            norms = layer.parametrizations["weight"]
+            was_training = norms.training
+            norms.eval()        # in train mode reading the weight would iterate once more
+            state[f"{name}.weight"] = layer.weight
+            norms.train(was_training)
+    return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
 @contextmanager
