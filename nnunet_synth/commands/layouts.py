@@ -1,0 +1,137 @@
+"""Find the anatomy that the synthesizers draw around: left and right lung of every labelled and unlabelled case.
+
+  --method threshold   classical image processing, for CT in HU and for 8-bit pictures of CT slices. Lung that is
+                       consolidated throughout is not found, see the flagged cases in layouts_report.json.
+  --method labels      out of the dataset's own labels (--layout-labels, default left_lung right_lung); only labelled
+                       cases have them. Lesions are given to the nearest lung.
+
+Writes layoutsTr/ and layoutsUl/ (0 none, 1 left lung, 2 right lung) and declares them in dataset.json. Cases that have
+a layout are kept, so an interrupted run goes on where it stopped. Correct a layout with any editor, or replace it by a
+better one (TotalSegmentator, lungmask) of the same shape.
+
+With --images IN --masked OUT nothing is added to the dataset: the images of folder IN are copied to OUT with everything
+outside the lungs set to air (-1024 HU, 0 in pictures), for predicting with a model trained with mask_outside_layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_synth.errors import UserError
+
+if TYPE_CHECKING:
+    from nnunet_synth.data.find_layouts import LayoutReport
+
+HELP = "find left and right lung of every case"
+EXAMPLE = "nnunet_synth layouts 520 --method threshold --jobs 4"
+METHODS = ("threshold", "labels")
+_MAX_FLAGGED = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", nargs="?",
+                        help="id or full name of the raw dataset (may be left out with --images)")
+    parser.add_argument("--method", choices=METHODS, default="threshold", help="default: threshold")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="find again what is there already")
+    parser.add_argument("--orientation", metavar="AXES",
+                        help="pictures without geometry: where row and column index grow to, of L R A P (PL = the "
+                             "usual display; default: what the converter wrote into dataset.json, else PL)")
+    parser.add_argument("--layout-labels", nargs="+", metavar="NAME", default=["left_lung", "right_lung"],
+                        help="--method labels: which labels of the dataset are anatomy")
+    parser.add_argument("--inside", nargs="*", metavar="NAME",
+                        help="--method labels: which labels lie inside the anatomy (default: all others)")
+    parser.add_argument("--images", metavar="IN", help="folder of images to mask; needs --masked")
+    parser.add_argument("--masked", metavar="OUT", help="new folder for the masked copies")
+
+
+def run(args: argparse.Namespace) -> None:
+    layouts(args.dataset, args.method, jobs=args.jobs, overwrite=args.overwrite, orientation=args.orientation,
+            layout_labels=args.layout_labels, inside=args.inside, images=args.images, masked=args.masked)
+
+
+def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int = 1, overwrite: bool = False,
+            orientation: str | None = None, layout_labels: list[str] | None = None, inside: list[str] | None = None,
+            images: str | Path | None = None, masked: str | Path | None = None) -> list[LayoutReport]:
+    """Write the layouts of a raw dataset (or masked copies of `images`) and print how much lung each case has.
+
+    Args: as on the command line.
+
+    Raises:
+        UserError: unknown dataset, method or label; an image that cannot be read; see
+            `nnunet_synth.data.find_layouts.write_layouts` and `write_masked_images`.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs}: at least one worker is needed")
+    orientation = _checked(orientation)
+    if (images is None) != (masked is None):
+        raise UserError("--images IN and --masked OUT belong together")
+    if dataset is None and images is None:
+        raise UserError("name the DATASET, by id or full name")
+
+    from nnunet_synth.data import find_layouts
+    raw_folder = None if dataset is None else _raw_folder(dataset)
+    if images is not None:
+        if method != "threshold":
+            raise UserError("--images has no labels: use --method threshold")
+        description = find_layouts.read_dataset_json(raw_folder) if raw_folder else _describe(Path(images))
+        reports = find_layouts.write_masked_images(Path(images), Path(masked), description, orientation, jobs)
+        done = f"masked copies written to {masked}"
+    else:
+        reports = find_layouts.write_layouts(raw_folder, method, jobs, overwrite, orientation,
+                                             layout_labels or ["left_lung", "right_lung"], inside)
+        done = f"layouts written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
+    _print(reports)
+    print(done)
+    return reports
+
+
+def _checked(orientation: str | None) -> str | None:
+    if orientation is None:
+        return None
+    axes = orientation.upper()
+    lines = {"L": 0, "R": 0, "A": 1, "P": 1}
+    if len(axes) != 2 or sorted(lines.get(code, 2) for code in axes) != [0, 1]:
+        raise UserError(f"--orientation {orientation}: give two letters, one of L R and one of A P, e.g. PL")
+    return axes
+
+
+def _raw_folder(dataset: str | int) -> Path:
+    from nnunet_synth.data.experiment import environment_folder, find_dataset
+    folder = environment_folder("nnUNet_raw") / find_dataset(dataset)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist")
+    return folder
+
+
+def _describe(images: Path) -> dict[str, str]:
+    """A stand-in for dataset.json: the file ending of a folder's images."""
+    endings = sorted({file.name[file.name.index("_0000") + len("_0000"):] for file in images.glob("*_0000.*")
+                      if not file.name.startswith(".")})
+    if len(endings) != 1:
+        found = f"found {', '.join(endings)}" if endings else "found none"
+        raise UserError(f"{images} must hold images CASE_0000.ext of one file ending: {found}")
+    return {"file_ending": endings[0]}
+
+
+def _print(reports: list[LayoutReport]) -> None:
+    import statistics
+    written = [report for report in reports if report.status == "written"]
+    kept = len(reports) - len(written)
+    print(f"{len(written)} case(s) done{f', {kept} kept as they were' if kept else ''}")
+    for unit, name in (("l", "lung volume in litres"), ("share", "lung share of the slice")):
+        for side in ("left", "right"):
+            values = [getattr(report, side) for report in written if report.unit == unit]
+            if values:
+                print(f"{name}, {side:<5}: median {statistics.median(values):.2f} "
+                      f"({min(values):.2f} to {max(values):.2f})")
+    flagged = [report for report in written if report.doubts]
+    for report in flagged[:_MAX_FLAGGED]:
+        print(f"look at {report.id}: {', '.join(report.doubts)} (left {report.left:.2f}, right {report.right:.2f} "
+              f"{report.unit})")
+    if len(flagged) > _MAX_FLAGGED:
+        print(f"look at {len(flagged) - _MAX_FLAGGED} more (those of a dataset are listed in layouts_report.json)")
