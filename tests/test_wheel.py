@@ -1,12 +1,6 @@
-"""What `pip install` leaves in an environment, as a wheel and editable, and what uninstalling leaves: nothing.
-
-The environments are fresh; nnU-Net and torch come to them from the one that runs the tests, by a path file.
-"""
+"""What `pip install` leaves in an environment, as a wheel and editable, and what uninstalling leaves: nothing."""
 
 import os
-import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -14,8 +8,8 @@ import pytest
 
 from nnunet_synth import __version__
 from nnunet_synth._register import SWITCH_OFF, VARIABLE
+from tests.environments import ROOT, Environment, build_wheel, run
 
-ROOT = Path(__file__).parents[1]
 STARTUP_FILES = {"nnunet_synth_register.pth", "nnunet_synth_register.start"}
 PRINT_FOLDERS = f"import os; print(os.environ.get({VARIABLE!r}))"
 
@@ -23,42 +17,7 @@ PRINT_FOLDERS = f"import os; print(os.environ.get({VARIABLE!r}))"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("build", reason="needs the extra `test`")
-    folder = tmp_path_factory.mktemp("dist")
-    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT])
-    built, = folder.iterdir()
-    return built
-
-
-class Environment:
-    """A virtual environment in which the dependencies are there, and we are not yet."""
-
-    def __init__(self, folder: Path) -> None:
-        run([sys.executable, "-m", "venv", "--without-pip", folder])
-        self.scripts = folder / ("Scripts" if os.name == "nt" else "bin")
-        self.site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
-        # A path file of the outer environment is not followed, so that its own registration is not seen here.
-        (self.site_packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        self.variables = {key: value for key, value in os.environ.items()
-                          if key not in (VARIABLE, SWITCH_OFF, "PYTHONPATH")}
-        self.folder = folder
-
-    def python(self, program: str, **variables: str) -> subprocess.CompletedProcess:
-        """Run a program in a folder where nothing of ours lies."""
-        return run([self.scripts / "python", "-c", program], cwd=self.folder, env={**self.variables, **variables})
-
-    def pip(self, *arguments: str | Path) -> None:
-        run([sys.executable, "-m", "pip", "--python", self.scripts / "python", "--disable-pip-version-check",
-             *arguments], cwd=self.folder, env=self.variables)
-
-    def files(self) -> set[str]:
-        paths = self.folder.rglob("*")
-        return {str(path.relative_to(self.folder)) for path in paths if "__pycache__" not in path.parts}
-
-
-def run(command, **options) -> subprocess.CompletedProcess:
-    finished = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished
+    return build_wheel(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(params=["wheel", "editable"])
