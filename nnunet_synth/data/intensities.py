@@ -46,31 +46,46 @@ def intensity_range(experiment: Experiment, slices: SliceSource) -> list[list[fl
     return ranges
 
 
-def to_raw_intensities(experiment: Experiment, image: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def to_raw_intensities(experiment: Experiment, image: np.ndarray, bounds: list[list[float]],
+                       eight_bit: bool = False) -> tuple[np.ndarray, list[str]]:
     """Take back nnU-Net's normalisation.
 
     Args:
         image: [C, …] float, network intensities.
+        bounds: [lo, hi] of each channel, see `intensity_range`.
+        eight_bit: whether the result is for files that hold whole numbers from 0 to 255.
 
     Returns:
-        [C, …] float32 and, for each channel, one sentence on what its numbers mean. CT is in Hounsfield units again;
-        images scaled to 0…1 become 0…255; z-scores stay (each image had its own mean and standard deviation, which no
-        synthetic image has).
+        [C, …] float32 and, for each channel, a phrase that says what its numbers mean. CT is in Hounsfield units again;
+        images scaled to 0…1 become 0…255. A z-score has no inverse, as each image had its own mean and deviation: it
+        stays, or is stretched from [lo, hi] to 0…255, which the next z-score takes back.
     """
     raw, meanings = np.array(image, dtype=np.float32), []
     for channel, scheme in enumerate(experiment.configuration_manager.normalization_schemes):
+        low, high = bounds[channel]
         if scheme == "CTNormalization":
             facts = _intensities(experiment, channel)
             raw[channel] = raw[channel] * max(facts["std"], 1e-8) + facts["mean"]
-            meanings.append("the unit of the raw images (HU for CT)")
+            meanings.append("the unit of the raw images (CT: Hounsfield units)")
         elif scheme in _UNIT_RANGE:
             raw[channel] = np.clip(raw[channel], 0, 1) * 255
-            meanings.append("0 to 255 (the raw images were scaled to 0…1 for training)")
+            meanings.append("0 to 255 stands for the 0 to 1 to which the raw images were scaled")
         elif scheme == "NoNormalization":
             meanings.append("the unit of the raw images")
+        elif eight_bit:
+            raw[channel] = np.clip((raw[channel] - low) / (high - low), 0, 1) * 255
+            meanings.append(f"{scheme}: 0 to 255 stands for {low:.4g} to {high:.4g}; the raw scale is not recoverable")
         else:
-            meanings.append(f"{scheme}: as normalised for training, the raw scale cannot be recovered")
+            meanings.append(f"{scheme}: as normalised; the raw scale is not recoverable")
     return raw, meanings
+
+
+def intensity_outside(experiment: Experiment, bounds: list[list[float]]) -> np.ndarray:
+    """[C] network intensities for where nothing was scanned: the lowest one (air in CT), 0 for z-scores, which
+    nnU-Net leaves at 0 there."""
+    schemes = experiment.configuration_manager.normalization_schemes
+    return np.array([0.0 if scheme.startswith("ZScore") else low
+                     for scheme, (low, _) in zip(schemes, bounds, strict=True)], dtype=np.float32)
 
 
 def _intensities(experiment: Experiment, channel: int) -> dict[str, Any]:

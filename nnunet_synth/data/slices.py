@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from nnunet_synth.synthesizers.base import Slices
 P_ROTATION, MAX_ROTATION = 0.2, np.deg2rad(15)
 P_SCALING, SCALING = 0.2, (0.8, 1.25)
 CACHE_BYTES = 1024 ** 3
+
+Origin = tuple[str, int]        # case id, index along the slice axis
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,58 @@ class SliceArrays:
         return self.image.nbytes + self.label.nbytes + self.layout.nbytes + self.valid.nbytes
 
 
+class CaseSlices:
+    """Reads single slices of preprocessed cases, lazily, and keeps the last ones decompressed.
+
+    Args:
+        folder: of nnU-Net's preprocessed cases.
+        layouts_folder: of their layout maps; a case without one has layout 0.
+        ignore_label: value of the annotation that means "ignore", if there is one.
+        hide_labels: report label 0 everywhere, for cases whose annotation must not be used.
+        cache_bytes: slices are kept up to this size.
+    """
+
+    def __init__(self, folder: Path, case_ids: Sequence[str], layouts_folder: Path, ignore_label: int | None = None,
+                 hide_labels: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
+        self.case_ids = list(case_ids)
+        self._dataset = infer_dataset_class(str(folder))(str(folder), self.case_ids)
+        self._layouts_folder = layouts_folder
+        self._ignore_label, self._hide_labels = ignore_label, hide_labels
+        self._opened: dict[str, tuple[Any, Any, Any]] = {}
+        self._cache: OrderedDict[Origin, SliceArrays] = OrderedDict()
+        self._cache_room = cache_bytes
+        self._lock = threading.Lock()           # the training loop samples in a thread of its own
+
+    def read(self, origin: Origin) -> SliceArrays:
+        """One whole slice."""
+        with self._lock:
+            if origin in self._cache:
+                self._cache.move_to_end(origin)
+                return self._cache[origin]
+            image, segmentation, layout = self.open(origin[0])
+            found = self._clean(image[:, origin[1]], segmentation[0, origin[1]], layout[origin[1]])
+            self._cache[origin] = found
+            self._cache_room -= found.nbytes
+            while self._cache_room < 0 and len(self._cache) > 1:
+                self._cache_room += self._cache.popitem(last=False)[1].nbytes
+            return found
+
+    def open(self, case_id: str) -> tuple[Any, Any, Any]:
+        """Image [C, z, y, x], annotation [1, z, y, x] and layout map [z, y, x] as they are stored, lazily."""
+        if case_id not in self._opened:
+            image, segmentation, _, _ = self._dataset.load_case(case_id)
+            self._opened[case_id] = image, segmentation, open_layout(self._layouts_folder, case_id, image.shape[1:])
+        return self._opened[case_id]
+
+    def _clean(self, image: np.ndarray, segmentation: np.ndarray, layout: np.ndarray) -> SliceArrays:
+        valid = segmentation >= 0
+        if self._ignore_label is not None and not self._hide_labels:
+            valid &= segmentation != self._ignore_label
+        label = np.where(valid & (not self._hide_labels), segmentation, 0)
+        return SliceArrays(image=np.ascontiguousarray(image, dtype=np.float32), label=label.astype(np.int16),
+                           layout=(layout % CLUSTER_FACTOR).astype(np.int16), valid=valid)
+
+
 class FoldSlices:
     """The labelled training slices of a fold: a `SliceSource`.
 
@@ -70,17 +125,11 @@ class FoldSlices:
                  target_labels: Sequence[int] | None = None, cache_bytes: int = CACHE_BYTES) -> None:
         self.case_ids = list(experiment.train_ids if case_ids is None else case_ids)
         self.target_labels = sorted(experiment.foreground_labels.values() if target_labels is None else target_labels)
-        self._ignore_label = experiment.label_manager.ignore_label
-        self._layouts_folder = experiment.layouts_folder
         _check_cases(experiment, self.case_ids)
-        self._dataset = infer_dataset_class(str(experiment.data_folder))(str(experiment.data_folder), self.case_ids)
-        self._opened: dict[str, tuple[Any, Any, Any]] = {}
-        self._cache: OrderedDict[tuple[str, int], SliceArrays] = OrderedDict()
-        self._cache_room = cache_bytes
-        self._lock = threading.Lock()           # the training loop samples in a thread of its own
-
-        self.origins: list[tuple[str, int]] = []            # all slices that show something
-        self.target_origins: list[tuple[str, int]] = []     # N+
+        self.cases = CaseSlices(experiment.data_folder, self.case_ids, experiment.layouts_folder,
+                                experiment.label_manager.ignore_label, cache_bytes=cache_bytes)
+        self.origins: list[Origin] = []             # all slices that show something
+        self.target_origins: list[Origin] = []      # N+
         for case_id in progress(self.case_ids, "indexing training slices"):
             self._index(case_id)
         if not self.target_origins:
@@ -100,9 +149,9 @@ class FoldSlices:
             has_target = rng.random() < 0.5
             pool = self.target_origins if has_target else self.origins
             origin = pool[rng.integers(len(pool))]
-            whole = self.read(origin)
+            whole = self.cases.read(origin)
             focus = _random_position(np.isin(whole.label, self.target_labels), rng) if has_target else None
-            crops.append(_random_crop(whole, tuple(patch_size), focus, rng))
+            crops.append(random_crop(whole, tuple(patch_size), focus, rng))
             origins.append(origin)
         return to_slices(crops, origins)
 
@@ -110,41 +159,11 @@ class FoldSlices:
         """Whole clean slices, one at a time, in a fixed order; a cap takes them evenly from the whole list."""
         pool = self.target_origins if only_targets else self.origins
         for number in _evenly(len(pool), max_slices):
-            yield to_slices([self.read(pool[number])], [pool[number]])
-
-    # -- reading -----------------------------------------------------------------------------------------------------
-
-    def read(self, origin: tuple[str, int]) -> SliceArrays:
-        """One whole slice, decompressed once while it stays in the cache."""
-        with self._lock:
-            if origin in self._cache:
-                self._cache.move_to_end(origin)
-                return self._cache[origin]
-            image, segmentation, layout = self._open(origin[0])
-            found = self._clean(image[:, origin[1]], segmentation[0, origin[1]], layout[origin[1]])
-            self._cache[origin] = found
-            self._cache_room -= found.nbytes
-            while self._cache_room < 0 and len(self._cache) > 1:
-                self._cache_room += self._cache.popitem(last=False)[1].nbytes
-            return found
-
-    def _clean(self, image: np.ndarray, segmentation: np.ndarray, layout: np.ndarray) -> SliceArrays:
-        valid = segmentation >= 0
-        if self._ignore_label is not None:
-            valid &= segmentation != self._ignore_label
-        return SliceArrays(image=np.ascontiguousarray(image, dtype=np.float32),
-                           label=np.where(valid, segmentation, 0).astype(np.int16),
-                           layout=(layout % CLUSTER_FACTOR).astype(np.int16), valid=valid)
-
-    def _open(self, case_id: str) -> tuple[Any, Any, Any]:
-        if case_id not in self._opened:
-            image, segmentation, _, _ = self._dataset.load_case(case_id)
-            self._opened[case_id] = image, segmentation, open_layout(self._layouts_folder, case_id, image.shape[1:])
-        return self._opened[case_id]
+            yield to_slices([self.cases.read(pool[number])], [pool[number]])
 
     def _index(self, case_id: str) -> None:
         """List the slices of a case. The whole annotation is read: `class_locations` is a sample that misses slices."""
-        _, segmentation, layout = self._open(case_id)
+        _, segmentation, layout = self.cases.open(case_id)
         segmentation, anatomy = segmentation[0], layout[:] % CLUSTER_FACTOR
         axes = (1, 2)
         has_target = np.isin(segmentation, self.target_labels).any(axes)
@@ -154,7 +173,7 @@ class FoldSlices:
         self.target_origins += [(case_id, int(z)) for z in np.flatnonzero(has_target)]
 
 
-def to_slices(arrays: Sequence[SliceArrays], origins: Sequence[tuple[str, int]]) -> Slices:
+def to_slices(arrays: Sequence[SliceArrays], origins: Sequence[Origin]) -> Slices:
     """A batch of tensors from arrays of one size."""
     def stack(name: str, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(np.stack([getattr(part, name) for part in arrays])).to(dtype)
@@ -185,7 +204,7 @@ def _evenly(length: int, at_most: int | None) -> list[int]:
 # Random crops
 
 
-def _random_crop(whole: SliceArrays, patch_size: tuple[int, int], focus: tuple[int, int] | None,
+def random_crop(whole: SliceArrays, patch_size: tuple[int, int], focus: tuple[int, int] | None,
                  rng: np.random.Generator) -> SliceArrays:
     """A crop of `patch_size` that holds the pixel `focus`, flipped, rotated and scaled at random."""
     corner = [_random_start(length, size, None if focus is None else focus[axis], rng)

@@ -309,7 +309,8 @@ def draw_gallery(synthesizer: Synthesizer, conditions: Slices, target: Path, see
                                                     generator=generator)).image
     finally:
         synthesizer.style = style
-    real, synthetic = (synthesizer.to_unit(image).float().cpu().numpy() for image in (on_device.image, drawn))
+    real, synthetic = (synthesizer.to_unit(image).where(on_device.valid[:, None], -1).cpu().numpy()
+                       for image in (on_device.image, drawn))
     classes = synthesizer.meta.semantic.combine(conditions.label, conditions.layout).numpy()
     write_gallery([(to_gray(x), overlay(to_gray(x), c), to_gray(y))
                    for x, c, y in zip(real, classes, synthetic, strict=True)],
