@@ -1,0 +1,254 @@
+"""What a training step costs: supervised, CPS and SA-CPS on the same networks and the same batch.
+
+    python -m benchmarks.train_step [--device cpu|cuda] [--size 128] [--batch 8] [--features 16 32 64 128 256]
+                                    [--preset tiny|default|paper] [--rounds 10]
+
+The methods take turns within one run, because these machines are noisy; medians are compared. Peak memory is that of
+the allocator on CUDA, and that of a process of its own for each method on the CPU. The batch is phantom chest CT, and
+the networks are first trained for a few supervised steps, so that their pseudo-labels look like labels and not like
+noise (the synthesizer's cost depends on the label map). Writes `benchmarks/results/train_step_<device>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import Tensor, nn
+
+from benchmarks.sean_decode import RESULTS, _cpu_name
+from nnunet_synth.atomic import write_json
+from nnunet_synth.config import TrainerConfig
+from nnunet_synth.data.phantom import PhantomSettings, draw_case
+from nnunet_synth.losses.segmentation import PseudoLabels
+from nnunet_synth.synthesizers.base import Slices, SynthMeta
+from nnunet_synth.synthesizers.sean import SEAN
+from nnunet_synth.synthesizers.semantic import SemanticClasses
+from nnunet_synth.trainers.cross_pseudo import cross_pseudo_step
+from nnunet_synth.trainers.synthesis import Synthesis, UnlabelledBatch
+
+METHODS = ("supervised", "CPS", "SA-CPS")
+SEMANTIC = SemanticClasses.from_labels({"infection": 1}, {"left_lung": 1, "right_lung": 2})
+
+
+class OneBatch:
+    """A labelled and an unlabelled batch of phantom slices; also the slices that the style pool is made from."""
+
+    def __init__(self, batch_size: int, size: int, device: torch.device) -> None:
+        cases = [draw_case(np.random.SeedSequence([7, number]), PhantomSettings(size, 4))
+                 for number in range(batch_size)]
+        worst = [case.label.sum((1, 2)).argmax() for case in cases]     # the slice with the largest lesions
+
+        def chosen(part: str) -> Tensor:
+            return torch.from_numpy(np.stack([getattr(case, part)[index].astype(np.int64)
+                                              for case, index in zip(cases, worst, strict=True)]))
+
+        self.slices = Slices(
+            image=((chosen("image") + 540) / 270).float()[:, None], label=chosen("label"), layout=chosen("layout"),
+            valid=torch.ones(batch_size, size, size, dtype=torch.bool),
+            origin=[(f"case{number}", 0) for number in range(batch_size)])
+        here = self.slices.to(device)
+        self.x_l, self.y_l = here.image, here.label[:, None]
+        self.unlabelled = UnlabelledBatch(here.image.flip(0).contiguous(), here.layout.flip(0),
+                                          torch.zeros_like(here.label), here.valid)
+
+    def iterate(self, only_targets: bool, max_slices: int | None = None):
+        for number in range(len(self.slices.image))[:max_slices]:
+            part = slice(number, number + 1)
+            yield Slices(self.slices.image[part], self.slices.label[part], self.slices.layout[part],
+                         self.slices.valid[part], self.slices.origin[part])
+
+
+class Bench:
+    """Two networks, their optimizers, a batch and a synthesizer; one step of each method."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = torch.device(args.device)
+        torch.manual_seed(0)
+        stages = len(args.features)
+        self.networks = [PlainConvUNet(
+            1, stages, args.features, nn.Conv2d, 3, [1] + [2] * (stages - 1), 2, 2, 2, conv_bias=True,
+            norm_op=nn.InstanceNorm2d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True}, deep_supervision=True).to(self.device) for _ in range(2)]
+        self.optimizers = [torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
+                           for network in self.networks]
+        self.scaler = torch.amp.GradScaler("cuda") if self.device.type == "cuda" else None
+        weights = np.array([1 / 2 ** level for level in range(stages - 1)])
+        weights[-1] = 0
+        self.loss = DeepSupervisionWrapper(
+            DC_and_CE_loss({"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {},
+                           dice_class=MemoryEfficientSoftDiceLoss), weights / weights.sum())
+        self.labels = PseudoLabels()
+        self.batch = OneBatch(args.batch, args.size, self.device)
+        self.synthesis = self._synthesis(args.preset)
+        for _ in range(args.warm_up):
+            self.supervised()
+            self._train(self.networks[1], self.optimizers[1])
+
+    def _synthesis(self, preset: str) -> Synthesis:
+        config = SEAN.PRESETS[preset]
+        meta = SynthMeta(synthesizer="sean", config=asdict(config), dataset="phantom", channel_names=["CT"],
+                         semantic=SEMANTIC, target_labels=[1], intensity_range=[[-1.5, 2.5]], patch_size=[256, 256],
+                         divisor=2 ** config.num_upsamplings, fold=0, train_case_ids=[])
+        source = SEAN.build(meta, config)
+        synthesizer = SEAN.build(meta, config)
+        synthesizer.load_exported(source.export_state())
+        synthesizer.to(self.device).eval().requires_grad_(False)
+        synthesizer.fit_pool(self.batch)
+        return Synthesis(synthesizer, TrainerConfig(), self.device, seed=0)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
+
+    def backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def _update(self, pairs: list[tuple[nn.Module, torch.optim.Optimizer]]) -> None:
+        for network, optimizer in pairs:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), 12)
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def _train(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        with self.autocast():
+            outputs = network(self.batch.x_l)
+            loss = self.loss(outputs, self.labels.for_outputs(self.batch.y_l, outputs))
+        self.backward(loss)
+        self._update([(network, optimizer)])
+
+    def supervised(self) -> None:
+        self._train(self.networks[0], self.optimizers[0])
+
+    def cross_pseudo(self, synthesize: Callable | None = None) -> None:
+        network, peer = self.networks
+        # The targets of the labelled stream come from the loader: made here once, they cost nothing in the step.
+        if not hasattr(self, "y_l_levels"):
+            with torch.no_grad(), self.autocast():
+                self.y_l_levels = self.labels.for_outputs(self.batch.y_l, network(self.batch.x_l))
+        cross_pseudo_step(network, peer, self.batch.x_l, self.y_l_levels, self.batch.unlabelled.image, loss=self.loss,
+                          pseudo_labels=self.labels, backward=self.backward, pseudo_weight=0.5, synthetic_weight=0.5,
+                          synthesize=synthesize, autocast=self.autocast)
+        self._update(list(zip(self.networks, self.optimizers, strict=True)))
+
+    def step(self, method: str) -> float:
+        """Seconds of one step."""
+        self._synchronise()
+        start = time.perf_counter()
+        if method == "supervised":
+            self.supervised()
+        else:
+            draw = partial(self.synthesis.draw, batch=self.batch.unlabelled)
+            self.cross_pseudo(draw if method == "SA-CPS" else None)
+        self._synchronise()
+        return time.perf_counter() - start
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_memory(args: argparse.Namespace, method: str) -> float:
+    """MiB that networks, optimizers, synthesizer, batch and three steps of a method need at their peak."""
+    if args.device != "cpu":
+        bench = Bench(args)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            bench.step(method)
+        return torch.cuda.max_memory_allocated() / 2 ** 20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:      # a fresh process: its high-water mark is its own
+        return pool.apply(_peak_memory_of_process, (args, method))
+
+
+def _peak_memory_of_process(args: argparse.Namespace, method: str) -> float:
+    torch.set_num_threads(args.threads)
+    libraries = _resident("VmRSS")
+    bench = Bench(argparse.Namespace(**{**vars(args), "warm_up": 0}))
+    Path("/proc/self/clear_refs").write_text("5")       # forget the high-water mark of building
+    for _ in range(3):
+        bench.step(method)
+    return (_resident("VmHWM") - libraries) / 1024
+
+
+def _resident(key: str) -> int:
+    """KiB of this process, from /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 128, 256])
+    parser.add_argument("--preset", default="tiny", choices=sorted(SEAN.PRESETS))
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=40, help="supervised steps before anything is measured")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    bench = Bench(args)
+    for method in METHODS:
+        bench.step(method)
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    synthesis: list[float] = []
+    for _ in range(args.rounds):
+        for method in METHODS:
+            seconds[method].append(bench.step(method))
+        synthesis.append(bench.synthesis.seconds)
+    del bench
+    memory = {method: peak_memory(args, method) for method in METHODS}
+    result = summarise(args, seconds, synthesis, memory)
+    for method in METHODS:
+        print(f"{method:10}  {np.median(seconds[method]):7.3f} s  {result['in_supervised_steps'][method]:5.2f} × "
+              f"supervised  peak {memory[method]:7.0f} MiB")
+    print(f"SA-CPS : CPS = {result['sacps_over_cps']:.2f} in time, {result['sacps_over_cps_memory']:.2f} in peak "
+          f"memory; synthesis is {result['share_of_synthesis']:.0%} of the SA-CPS step")
+    output = args.output or RESULTS / f"train_step_{torch.device(args.device).type}.json"
+    write_json(result, output)
+    print(f"written to {output}")
+
+
+def summarise(args: argparse.Namespace, seconds: dict[str, list[float]], synthesis: list[float],
+              memory: dict[str, float]) -> dict[str, Any]:
+    median = {method: float(np.median(times)) for method, times in seconds.items()}
+    on_cuda = args.device != "cpu"
+    return {
+        "device": torch.cuda.get_device_name() if on_cuda else _cpu_name(), "threads": args.threads,
+        "torch": torch.__version__, "python": platform.python_version(), "date": datetime.date.today().isoformat(),
+        "size": args.size, "batch": args.batch, "features": args.features, "preset": args.preset,
+        "rounds": args.rounds, "seconds": seconds, "seconds_synthesis": synthesis, "median_seconds": median,
+        "in_supervised_steps": {method: value / median["supervised"] for method, value in median.items()},
+        "sacps_over_cps": median["SA-CPS"] / median["CPS"],
+        "share_of_synthesis": float(np.median(synthesis)) / median["SA-CPS"],
+        "peak_memory_mib": memory, "sacps_over_cps_memory": memory["SA-CPS"] / memory["CPS"],
+        "peak_memory_is": "allocator" if on_cuda else "resident size of a process of its own, without the libraries",
+    }
+
+
+if __name__ == "__main__":
+    main()
