@@ -62,12 +62,18 @@ class ThresholdSegmenter:
 
 
 def _best_interval(hits: np.ndarray, everything: np.ndarray, edges: np.ndarray, total: int) -> tuple[float, float]:
-    """Bins i ≤ j that maximise 2·|hits in i…j| / (|everything in i…j| + total)."""
+    """Bins i ≤ j that maximise 2·|hits in i…j| / (|everything in i…j| + total), the widest of equally good ones.
+
+    The outermost bins are open: nothing real lies beyond them, so nothing speaks against it.
+    """
     hits_below, all_below = (np.concatenate([[0], np.cumsum(counts)]) for counts in (hits, everything))
     first, last = np.triu_indices(len(hits))
     chosen = all_below[last + 1] - all_below[first]
-    best = int(np.argmax(2 * (hits_below[last + 1] - hits_below[first]) / np.maximum(chosen + total, 1)))
-    return float(edges[first[best]]), float(edges[last[best] + 1])
+    scores = 2 * (hits_below[last + 1] - hits_below[first]) / np.maximum(chosen + total, 1)
+    best = np.flatnonzero(scores == scores.max())
+    widest = best[np.argmax(last[best] - first[best])]
+    bounds = np.concatenate([[-np.inf], edges[1:-1], [np.inf]])
+    return float(bounds[first[widest]]), float(bounds[last[widest] + 1])
 
 
 def _smooth(image: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
