@@ -1,0 +1,123 @@
+"""Runs commands one after another, shows what they do, and remembers which are done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_synth.atomic import write_json
+from nnunet_synth.errors import UserError
+
+SECONDS_BETWEEN_LINES = 20.0        # of a running command's output, where there is no terminal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of the job.
+
+    Attributes:
+        title: what it does, in words.
+        command: what a user would type; None where a Python function does it.
+        function: called without arguments instead of a command.
+        environment: variables beside the runner's.
+    """
+
+    title: str
+    command: tuple[str, ...] | None = None
+    function: Callable[[], None] | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class Runner:
+    """Runs steps in `folder`; a step that finished before, with the same command, is skipped.
+
+    Attributes:
+        journal: title → {"command", "seconds"} of the finished steps, kept in `steps.json`.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.environment = dict(environment)
+        self._journal_file = folder / "steps.json"
+        exists = self._journal_file.exists()
+        self.journal: dict[str, dict] = json.loads(self._journal_file.read_text()) if exists else {}
+        self._number = 0
+
+    def run(self, step: Step, resume: tuple[str, ...] = ()) -> None:
+        """Do `step`, unless it is done; `resume` are arguments that continue what an interrupted run has begun.
+
+        Raises:
+            UserError: the command failed; the message names its log.
+        """
+        self._number += 1
+        shown = " ".join(step.command) if step.command else ""
+        done = self.journal.get(step.title)
+        if done is not None and done["command"] == shown:
+            print(f"[{self._number}] {step.title}: done before, in {done['seconds']:.0f} s", flush=True)
+            return
+        print(f"[{self._number}] {step.title}", flush=True)
+        start = time.monotonic()
+        if step.command:
+            print("    $ " + " ".join((*step.command, *resume)), flush=True)
+            self._execute((*step.command, *resume), step)
+        if step.function:
+            step.function()
+        seconds = time.monotonic() - start
+        print(f"    {seconds:.0f} s", flush=True)
+        self.journal[step.title] = {"command": shown, "seconds": round(seconds, 1)}
+        write_json(self.journal, self._journal_file)
+
+    def _execute(self, command: tuple[str, ...], step: Step) -> None:
+        log = self.folder / "logs" / f"{self._number:02d}_{command[0]}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen([*_executable(command[0]), *command[1:]], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+                                   env={**os.environ, **self.environment, **dict(step.environment)})
+        last = ""
+        try:
+            with open(log, "a", encoding="utf-8") as file:
+                for line in _watched(process.stdout):
+                    file.write(line)
+                    last = line.strip() or last
+        finally:
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.terminate()
+            process.wait()
+        if process.returncode:
+            raise UserError(f"{step.title}: the command failed with exit status {process.returncode} ({last[:200]}); "
+                            f"all it said is in {log}; run the same demo again to continue from here")
+
+
+def _executable(name: str) -> list[str]:
+    """How to start a console script of this Python environment, whether or not it is on the PATH."""
+    if name == "nnunet_synth":
+        return [sys.executable, "-m", "nnunet_synth"]
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = beside or shutil.which(name)
+    if found is None:
+        raise UserError(f"the command {name} was not found beside {sys.executable}: install nnunetv2 there")
+    return [found]
+
+
+def _watched(output: Iterator[str]) -> Iterator[str]:
+    """Pass the lines on, and show the latest: in place on a terminal, elsewhere now and then."""
+    is_terminal = sys.stdout.isatty()
+    start = last = time.monotonic()
+    for line in output:
+        now = time.monotonic()
+        text = line.strip()
+        if text and (now - last >= (0.2 if is_terminal else SECONDS_BETWEEN_LINES)):
+            last = now
+            width = shutil.get_terminal_size().columns - 16
+            message = f"    {now - start:4.0f} s: {text[:width]}"
+            print(f"\r\x1b[K{message}" if is_terminal else message, end="" if is_terminal else "\n", flush=True)
+        yield line
+    if is_terminal:
+        print("\r\x1b[K", end="", flush=True)
