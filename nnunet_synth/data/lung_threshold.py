@@ -15,7 +15,9 @@ where a slice is enough:
    aerated part, not deeper than 40 mm from the side or the back, is lung. A large, round, smooth hole is the dome of
    the diaphragm and stays out.
 
-Lung that is consolidated throughout, with no aerated rim, is not found: nothing sets it apart from muscle.
+Lung that is consolidated throughout, with no aerated rim, is not found: nothing sets it apart from muscle. Of broad
+consolidation at the wall, what lies beyond the hull's chord is lost. On the 50 labelled slices of COVID-SemiSeg 93 % of
+the infected pixels (mean over the slices; median 99 %, worst 37 %) lie in the lungs found.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class LungThresholds:
     closing_mm: float = 8.0
     pocket_mm: float = 40.0             # deepest consolidation at the chest wall that is filled
     spine_mm: float = 30.0              # no pockets are filled from the back so near the midline
-    dome_mm2: float = 900.0             # a filled hole larger than this, round and smooth, is the diaphragm's dome
+    dome_mm2: float = 900.0             # a hole larger than this, round, smooth and as dense as liver, is the
+    dome_hu: float = -20.0              # diaphragm's dome
 
 
 def find_lungs(image: np.ndarray, spacing: tuple[float, ...] | None, axes: str, is_hu: bool = True,
@@ -155,7 +158,7 @@ def _find_in_canonical(hu: np.ndarray, spacing: tuple[float, ...], t: LungThresh
     lungs = np.zeros(hu.shape, np.uint8)
     for index in np.flatnonzero(air.any(axis=(1, 2))):
         is_left = _left_of_path(hu[index], middle, width)
-        lungs[index] = _fill(air[index] & is_left, air[index] & ~is_left, is_left, middle, spacing, t)
+        lungs[index] = _fill(air[index], is_left, hu[index], middle, spacing, t)
     return lungs
 
 
@@ -237,17 +240,17 @@ def _left_of_path(hu: np.ndarray, middle: float, width: float) -> np.ndarray:
     return is_left
 
 
-def _fill(left: np.ndarray, right: np.ndarray, is_left: np.ndarray, middle: float, spacing: tuple[float, ...],
+def _fill(air: np.ndarray, is_left: np.ndarray, hu: np.ndarray, middle: float, spacing: tuple[float, ...],
           t: LungThresholds) -> np.ndarray:
-    """Left and right aerated lung of a slice → 1 and 2, with vessels, and consolidation at the chest wall."""
-    both_hull = _hull(left | right)
-    lungs = np.zeros(left.shape, np.uint8)
-    for value, aerated, side in ((1, left, is_left), (2, right, ~is_left)):
-        if not aerated.any():
+    """Aerated lung of a slice → left 1 and right 2, with vessels, and consolidation at the chest wall."""
+    both_hull = _hull(air)
+    lungs = np.zeros(air.shape, np.uint8)
+    for value, side in ((1, is_left), (2, ~is_left)):
+        if not (air & side).any():
             continue
-        lung = _closing(aerated, t.closing_mm / spacing[2]) & side
+        lung = _closing(air & side, t.closing_mm / spacing[2]) & side
         lung |= _pockets(lung, both_hull & side, middle, spacing, t)
-        lung = _fill_holes(lung, spacing, t)
+        lung = _fill_holes(lung, hu, spacing, t)
         lungs[lung & (lungs == 0)] = value
     return lungs
 
@@ -277,12 +280,14 @@ def _before_first(lung: np.ndarray, hull: np.ndarray, deepest: float) -> np.ndar
     return is_pocket & hull & (position < first_lung)
 
 
-def _fill_holes(lung: np.ndarray, spacing: tuple[float, ...], t: LungThresholds) -> np.ndarray:
+def _fill_holes(lung: np.ndarray, hu: np.ndarray, spacing: tuple[float, ...], t: LungThresholds) -> np.ndarray:
+    """All holes but those that look like the dome of the diaphragm: large, round, smooth, and no lighter than liver."""
     filled = ndimage.binary_fill_holes(lung)
     pieces = connected_components(filled & ~lung, connectivity=1)
     domes = [region.label for region in regionprops(pieces)
              if region.area * spacing[1] * spacing[2] > t.dome_mm2 and region.solidity > 0.9
-             and region.axis_minor_length > 0.6 * region.axis_major_length]
+             and region.axis_minor_length > 0.6 * region.axis_major_length
+             and np.median(hu[region.slice][region.image]) > t.dome_hu]
     return filled & ~np.isin(pieces, domes)
 
 
