@@ -26,9 +26,11 @@ class VGG19Features(nn.Module):
     def __init__(self, state: dict[str, Tensor]) -> None:
         from torchvision.models import vgg19
         super().__init__()
-        network = vgg19(weights=None)
-        network.load_state_dict(state)
-        layers = network.features[:RELU_X_1[-1] + 1]
+        with torch.device("meta"):      # neither memory nor random numbers for weights that are replaced or not used
+            layers = vgg19(weights=None).features
+        layers.load_state_dict({name.removeprefix("features."): tensor for name, tensor in state.items()
+                                if name.startswith("features.")}, assign=True)
+        layers = layers[:RELU_X_1[-1] + 1]
         for layer in layers:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False       # the tapped maps must not be overwritten
