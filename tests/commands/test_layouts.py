@@ -1,0 +1,250 @@
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from nnunet_synth.cli import main
+from nnunet_synth.commands.convert import convert
+from nnunet_synth.commands.layouts import layouts
+from nnunet_synth.data.find_layouts import axes_of, summarise
+from nnunet_synth.data.phantom import write_phantom_dataset
+from nnunet_synth.errors import UserError
+from tests.conftest import set_folders
+from tests.makers.covid_semiseg import NUM_LABELLED, SLICES_OF, draw_slice, write_tree
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    set_folders(monkeypatch, tmp_path)
+    (tmp_path / "nnUNet_raw").mkdir()
+    return tmp_path / "nnUNet_raw"
+
+
+@pytest.fixture
+def pictures(raw) -> Path:
+    convert("covid-semiseg", write_tree(raw.parent / "source"), 520)
+    return raw / "Dataset520_COVIDSemiSeg"
+
+
+@pytest.fixture
+def volumes(raw) -> Path:
+    return write_phantom_dataset(raw, 501, num_labelled=2, num_unlabelled=1, num_test=1, size=64, num_slices=10)
+
+
+def read(file: Path) -> np.ndarray:
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_pictures_get_layouts_of_their_own_shape_with_the_left_lung_below(pictures, capsys):
+    before = json.loads((pictures / "dataset.json").read_text())
+    assert main(["layouts", "520", "--method", "threshold"]) == 0
+    assert "lung share of the slice, left" in capsys.readouterr().out
+    assert len(list((pictures / "layoutsTr").iterdir())) == NUM_LABELLED
+    assert len(list((pictures / "layoutsUl").iterdir())) == sum(SLICES_OF.values())
+    for index in range(NUM_LABELLED):
+        expected = draw_slice(index, (120 + 2 * index, 96 + index))[2]
+        found = read(pictures / "layoutsTr" / f"{index}.png")
+        assert found.shape == expected.shape and found.dtype == np.uint8
+        for side in (1, 2):
+            assert dice(found == side, expected == side) > 0.93
+    for file in (pictures / "layoutsUl").iterdir():                     # mirrored or not: one orientation now
+        assert dice(read(file) == 1, draw_slice(100 + int(file.stem.split("_")[-1]))[2] == 1) > 0.9
+
+    after = json.loads((pictures / "dataset.json").read_text())
+    assert after["nnunet_synth"].pop("layout_labels") == {"left_lung": 1, "right_lung": 2}
+    before["nnunet_synth"].pop("layout_labels")
+    assert after == before
+    report = json.loads((pictures / "layouts_report.json").read_text())
+    assert {case["unit"] for case in report["cases"]} == {"share"}
+
+
+def test_volumes_keep_their_geometry_and_are_measured_in_litres(volumes, capsys):
+    truth = {file.name: read(file) for file in (volumes / "layoutsTr").iterdir()}
+    layouts(501, "threshold", overwrite=True, jobs=2)
+    assert "litres, right" in capsys.readouterr().out
+    report = {case["id"]: case for case in json.loads((volumes / "layouts_report.json").read_text())["cases"]}
+    for name, expected in truth.items():
+        file = volumes / "layoutsTr" / name
+        image = SimpleITK.ReadImage(str(volumes / "imagesTr" / name.replace(".nii.gz", "_0000.nii.gz")))
+        found = SimpleITK.ReadImage(str(file))
+        for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(found, geometry)(), getattr(image, geometry)(), rtol=1e-5)
+        assert dice(read(file) == 1, expected == 1) > 0.9 and dice(read(file) == 2, expected == 2) > 0.9
+        voxel = np.prod(image.GetSpacing()) / 1e6
+        case = report[name.removesuffix(".nii.gz")]
+        assert case["left"] == pytest.approx((read(file) == 1).sum() * voxel, abs=1e-3) and case["unit"] == "l"
+
+
+def test_existing_layouts_are_kept_unless_overwritten(volumes, capsys):
+    file = sorted((volumes / "layoutsTr").iterdir())[0]
+    before = {path: path.read_bytes() for folder in ("layoutsTr", "layoutsUl") for path in (volumes / folder).iterdir()}
+    layouts(501)
+    assert "3 kept" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in before.items())
+    file.unlink()                                                       # an interrupted run goes on
+    layouts(501)
+    assert file.exists() and "1 case(s) done, 2 kept" in capsys.readouterr().out
+    layouts(501, overwrite=True)
+    assert any(path.read_bytes() != content for path, content in before.items())
+
+
+def test_layouts_of_other_labels_are_not_mixed(volumes):
+    description = json.loads((volumes / "dataset.json").read_text())
+    description["nnunet_synth"]["layout_labels"] = {"liver": 1}
+    (volumes / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"other labels \(liver\)"):
+        layouts(501)
+    layouts(501, overwrite=True)
+    labels = json.loads((volumes / "dataset.json").read_text())["nnunet_synth"]["layout_labels"]
+    assert labels == {"left_lung": 1, "right_lung": 2}
+
+
+def test_labels_become_layouts_and_lesions_go_to_the_nearest_lung(raw):
+    folder = raw / "Dataset600_Lungs"
+    label = np.zeros((4, 20, 40), np.uint8)
+    label[:, 5:15, 3:17], label[:, 5:15, 23:37] = 2, 1                  # right_lung = 2, left_lung = 1 … in THIS order
+    label[1:3, 8:11, 14:17] = 3                                         # a lesion in the right lung
+    label[1:3, 8:11, 37:39] = 3                                         # and one just beside the left lung
+    for name, array in (("imagesTr/a_0000", label.astype(np.int16)), ("labelsTr/a", label)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(folder / f"{name}.nii.gz"))
+    labels = {"background": 0, "Left lung": 1, "right-lung": 2, "infection": 3}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz", "numTraining": 1,
+                                                     "channel_names": {"0": "CT"}}))
+    layouts(600, "labels", layout_labels=["right_lung", "left_lung"])
+    expected = np.select([label == 2, label == 1], [1, 2])
+    expected[1:3, 8:11, 14:17], expected[1:3, 8:11, 37:39] = 1, 2
+    np.testing.assert_array_equal(read(folder / "layoutsTr" / "a.nii.gz"), expected)
+    written = json.loads((folder / "dataset.json").read_text())
+    assert written["nnunet_synth"]["layout_labels"] == {"right_lung": 1, "left_lung": 2}
+    assert not (folder / "layoutsUl").exists()
+    layouts(600, "labels", inside=[], layout_labels=["right_lung", "left_lung"], overwrite=True)
+    np.testing.assert_array_equal(read(folder / "layoutsTr" / "a.nii.gz") > 0, (label == 1) | (label == 2))
+
+
+# -- masked copies -----------------------------------------------------------------------------------------------------
+
+
+def test_masked_copies_are_air_outside_the_lungs_and_unchanged_inside(volumes, tmp_path):
+    layouts(501, images=volumes / "imagesTr", masked=tmp_path / "out")
+    source = sorted((volumes / "imagesTr").iterdir())[0]
+    image, copy = SimpleITK.ReadImage(str(source)), SimpleITK.ReadImage(str(tmp_path / "out" / source.name))
+    assert copy.GetPixelID() == image.GetPixelID()
+    np.testing.assert_allclose(copy.GetSpacing(), image.GetSpacing(), rtol=1e-6)
+    before, after = SimpleITK.GetArrayFromImage(image), SimpleITK.GetArrayFromImage(copy)
+    assert ((after == before) | (after == -1024)).all()
+    lungs = read(volumes / "layoutsTr" / source.name.replace("_0000", "")) > 0
+    assert dice(after > -1024, lungs) > 0.9
+    assert not (volumes / "layoutsTs").exists()
+
+
+def test_masked_pictures_are_black_outside_and_need_no_dataset(pictures, tmp_path):
+    layouts(None, images=pictures / "imagesTs", masked=tmp_path / "out", orientation="LP")
+    layouts(520, images=pictures / "imagesTs", masked=tmp_path / "out2")
+    for file in (pictures / "imagesTs").iterdir():
+        lungs = draw_slice(150 + int(file.name[:2]))[2] > 0
+        before, after = read(file), read(tmp_path / "out" / file.name)
+        assert after.dtype == np.uint8 and dice(after > 0, lungs) > 0.93
+        assert ((after == before) | (after == 0)).all()
+        np.testing.assert_array_equal(after, read(tmp_path / "out2" / file.name))
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
+@pytest.mark.parametrize("flips", list(product((1, -1), repeat=3)))
+def test_axes_follow_the_patient_for_every_reader(tmp_path, reader, flips):
+    """A bright voxel at the patient's left, posterior, superior end must lie at the end that the axes name."""
+    array = np.zeros((3, 4, 5), np.int16)
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetDirection(np.diag(flips).astype(float).ravel().tolist())
+    corner = [size - 1 if flip > 0 else 0 for size, flip in zip(image.GetSize(), flips, strict=True)]
+    image[corner] = 1000
+    SimpleITK.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    voxels, properties = reader().read_images([str(tmp_path / "a.nii.gz")])
+    axes, has_geometry = axes_of(properties)
+    assert has_geometry and [code in pair for code, pair in zip(axes, ("SI", "PA", "LR"), strict=True)] == [True] * 3
+    position = np.argwhere(voxels[0] == 1000)[0]
+    for code, index, size in zip(axes, position, voxels[0].shape, strict=True):
+        assert index == (size - 1 if code in "LPS" else 0)
+
+
+def test_oblique_and_permuted_axes():
+    angle = 0.5
+    oblique = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    assert axes_of({"sitk_stuff": {"direction": oblique.ravel()}})[0] == "SPL"
+    sagittal = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]])                # x → posterior, y → inferior, z → left
+    assert axes_of({"sitk_stuff": {"direction": sagittal.ravel()}})[0] == "LIP"
+    assert axes_of({"spacing": (999, 1, 1)}, "LP") == ("SLP", False)
+
+
+# -- plausibility and mistakes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left, right, doubt", [
+    (2.0, 2.4, ""), (0.0, 0.0, "no lung found"), (0.2, 0.3, "little lung"), (6.0, 6.0, "much lung"),
+    (0.1, 2.5, "one lung is missing or small"),
+])
+def test_implausible_volumes_are_flagged(left, right, doubt):
+    layout = np.zeros((130, 10, 10), np.uint8)
+    layout.flat[:round(1000 * left)], layout.flat[-round(1000 * right) or 13000:] = 1, 2       # 1000 voxels = 1 litre
+    report = summarise("a", layout, {"spacing": (10, 10, 10), "sitk_stuff": {}})
+    assert (report.left, report.right, report.unit) == (left, right, "l")
+    assert report.doubts == ((doubt,) if doubt else ())
+
+
+def test_a_corrupt_image_is_one_line(volumes, capsys):
+    file = sorted((volumes / "imagesUl").iterdir())[0]
+    file.write_bytes(file.read_bytes()[:-500])
+    layout = volumes / "layoutsUl" / file.name.replace("_0000", "")
+    layout.unlink()
+    assert main(["layouts", "501"]) == 2
+    assert "truncated" in capsys.readouterr().err and not layout.exists()
+    assert not [path for path in (volumes / "layoutsUl").iterdir() if path.name.startswith(".")]
+
+
+def test_values_that_are_neither_hu_nor_8_bit_are_refused(volumes):
+    description = json.loads((volumes / "dataset.json").read_text())
+    description["channel_names"] = {"0": "T1"}
+    (volumes / "dataset.json").write_text(json.dumps(description))
+    file = sorted((volumes / "imagesTr").iterdir())[0]
+    image = SimpleITK.ReadImage(str(file))
+    SimpleITK.WriteImage(image + 1024, str(file))
+    with pytest.raises(UserError, match="neither HU nor 8-bit"):
+        layouts(501, overwrite=True)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(dataset=999), "found none"), (dict(dataset=None), "name the DATASET"),
+    (dict(method="magic"), "unknown method"), (dict(jobs=0), "--jobs 0"), (dict(images="x"), "belong together"),
+    (dict(orientation="LR"), "one of L R and one of A P"), (dict(method="labels"), "no label 'left_lung'"),
+    (dict(images="/nowhere", masked="out"), "not a folder"),
+])
+def test_bad_arguments(pictures, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        layouts(**{"dataset": 520, **options})
+    assert not (pictures / "layoutsTr").exists() and not (tmp_path / "out").exists()
+
+
+def test_an_unknown_method_is_refused_by_the_command_line(pictures, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["layouts", "520", "--method", "lungmask"])
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_masked_never_overwrites(pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists"):
+        layouts(520, images=pictures / "imagesTs", masked=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
