@@ -1,12 +1,16 @@
 """Files and folders that appear complete or not at all: write beside the target, then rename."""
 
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ABANDONED_AFTER = 3600      # s; nobody writes one file for an hour
 
 
 @contextmanager
@@ -17,9 +21,8 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The ending is kept: many writers (SimpleITK, Pillow, matplotlib) choose the format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name.split('.')[0]}.", suffix="".join(target.suffixes[-2:]),
-                                    dir=target.parent)
+    prefix, suffix = _affixes(target)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -30,6 +33,22 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(target: str | Path) -> None:
+    """Remove the temporary files that writers of `target` left when they were killed.
+
+    For large files that are written again and again, as checkpoints are. The young ones stay: another process may be
+    writing them.
+    """
+    target = Path(target)
+    prefix, suffix = _affixes(target)
+    for path in target.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
+        try:
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                path.unlink()
+        except FileNotFoundError:
+            pass            # its writer has just renamed it
 
 
 @contextmanager
@@ -61,6 +80,14 @@ def write_text(text: str, target: str | Path) -> None:
 def write_json(content: object, target: str | Path) -> None:
     """Write `content` as indented JSON, keeping the order of its keys, atomically."""
     write_text(json.dumps(content, indent=2) + "\n", target)
+
+
+def _affixes(target: Path) -> tuple[str, str]:
+    """Beginning and end of the names of temporary files for `target`.
+
+    The ending is kept: many writers (SimpleITK, Pillow, matplotlib) choose the format by it.
+    """
+    return f".{target.name.split('.')[0]}.", "".join(target.suffixes[-2:])
 
 
 def _umask() -> int:

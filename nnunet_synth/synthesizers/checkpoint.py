@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nnunet_synth.atomic import atomic_file, write_json
+from nnunet_synth.atomic import atomic_file, remove_abandoned, write_json
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta
@@ -40,6 +40,7 @@ def save_synthesizer(synthesizer: Synthesizer, folder: str | Path) -> None:
     folder = Path(folder)
     state = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
              for name, tensor in synthesizer.export_state().items()}
+    remove_abandoned(folder / WEIGHTS_FILE)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"synthesizer": synthesizer.meta.synthesizer})
     save_meta(synthesizer.meta, folder)
@@ -51,7 +52,9 @@ def save_meta(meta: SynthMeta, folder: str | Path) -> None:
 
 def save_train_state(state: dict[str, Any], folder: str | Path) -> None:
     """Write `train_state.pt`: tensors, numbers, text, lists and dicts only."""
-    with atomic_file(Path(folder) / TRAIN_STATE_FILE) as temporary:
+    path = Path(folder) / TRAIN_STATE_FILE
+    remove_abandoned(path)
+    with atomic_file(path) as temporary:
         torch.save(state, temporary)
 
 

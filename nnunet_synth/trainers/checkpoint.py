@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_synth.atomic import atomic_file
+from nnunet_synth.atomic import atomic_file, remove_abandoned
 from nnunet_synth.errors import UserError
 
 OUR_KEY = "nnunet_synth"        # stock nnU-Net ignores extra keys of a checkpoint
@@ -18,6 +18,7 @@ SCHEMA = 1
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write atomically: a crash, a full disk or `kill -9` leaves the previous checkpoint whole."""
+    remove_abandoned(path)
     with atomic_file(path) as temporary:
         torch.save(checkpoint, temporary)
 

@@ -26,7 +26,8 @@ class EpochLog:
     def read(self) -> list[dict[str, float]]:
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]       # a killed run may leave half a line
 
     def truncate(self, num_epochs: int) -> None:
         """Forget epochs from `num_epochs` on."""
