@@ -11,6 +11,7 @@ better one (TotalSegmentator, lungmask) of the same shape.
 
 With --images IN --masked OUT nothing is added to the dataset: the images of folder IN are copied to OUT with everything
 outside the lungs set to air (-1024 HU, 0 in pictures), for predicting with a model trained with mask_outside_layout.
+Exact for CT. Pictures that nnU-Net z-scores get another mean once they are masked: there it is an approximation.
 """
 
 from __future__ import annotations
