@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from nnunet_synth.synthesizers.label_patterns import LabelPatterns, find_label_patterns
 
+# Beyond this many distinct neighbourhoods (of noise, say) a label map is no longer worth tabulating.
+MAX_PATTERNS = 2 ** 16
+
 
 class Labels(Protocol):
     """A label map at one resolution, ready to modulate any ACE."""
-
-    one_hot: Tensor     # [N, S, H, W]
 
     def modulate(self, ace: ACE, x: Tensor, codes: Tensor) -> Tensor:
         """γ·BN(x) + β for x [N, C, H, W] and codes [N, S, F], or [1, S, F] shared by all."""
@@ -103,7 +104,7 @@ class FoldedLabels:
 
     @classmethod
     def of(cls, semantic: Tensor, num_classes: int, dtype: torch.dtype) -> FoldedLabels:
-        one_hot = _one_hot(semantic, num_classes, dtype)
+        one_hot = one_hot_of(semantic, num_classes, dtype)
         return cls(one_hot=one_hot, columns=F.unfold(one_hot, 3, padding=1))
 
     def modulate(self, ace: ACE, x: Tensor, codes: Tensor) -> Tensor:
@@ -121,14 +122,13 @@ class FoldedLabels:
 class PatternLabels:
     """Every distinct neighbourhood once; all images share one code. The form that inference uses."""
 
-    one_hot: Tensor         # [N, S, H, W]
     patterns: LabelPatterns
     columns: Tensor         # [P₃, S·9], the distinct 3×3 one-hot neighbourhoods
 
     @classmethod
     def of(cls, semantic: Tensor, num_classes: int, dtype: torch.dtype) -> PatternLabels:
         patterns = find_label_patterns(semantic, num_classes)
-        return cls(_one_hot(semantic, num_classes, dtype), patterns, patterns.columns(dtype))
+        return cls(patterns, patterns.columns(dtype))
 
     def modulate(self, ace: ACE, x: Tensor, codes: Tensor) -> Tensor:
         assert not ace.training and len(codes) == 1, "patterns are for inference with one code for all images"
@@ -153,6 +153,15 @@ class PatternLabels:
         return gamma_beta
 
 
-def _one_hot(semantic: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+def labels_for(semantic: Tensor, num_classes: int, dtype: torch.dtype, is_shared: bool) -> Labels:
+    """The faster form for [N, H, W] int64 labels; `is_shared`: in eval mode, with one code for all images."""
+    if is_shared:
+        labels = PatternLabels.of(semantic, num_classes, dtype)
+        if len(labels.patterns.wide) <= MAX_PATTERNS:
+            return labels
+    return FoldedLabels.of(semantic, num_classes, dtype)
+
+
+def one_hot_of(semantic: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """[N, H, W] int64 → [N, S, H, W]."""
     return F.one_hot(semantic, num_classes).movedim(-1, 1).to(dtype)

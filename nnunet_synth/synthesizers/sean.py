@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import feature_matching_loss, hinge_discriminator_loss, hinge_generator_loss
 from nnunet_synth.losses.reconstruction import perceptual_loss
-from nnunet_synth.synthesizers.ace import ACE, FoldedLabels, Labels, PatternLabels
+from nnunet_synth.synthesizers.ace import ACE, Labels, labels_for, one_hot_of
 from nnunet_synth.synthesizers.base import (
     Batch,
     Prepared,
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         self.num_upsamplings = config.num_upsamplings
         self.seed = nn.Conv2d(num_classes, widths[0], 3, padding=1)
         # One list of blocks for each resolution, coarsest first; the last block has no style branch.
-        self.levels = nn.ModuleList([
+        self.blocks = nn.ModuleList([
             nn.ModuleList([block(widths[0], widths[0])]),
             nn.ModuleList([block(widths[0], widths[0]), block(widths[0], widths[0])]),
             *(nn.ModuleList([block(before, after)]) for before, after in zip(widths, widths[1:-1], strict=False)),
@@ -154,29 +154,30 @@ class Decoder(nn.Module):
         Returns:
             [N, C, H, W] in (−1, 1).
         """
-        make_labels = PatternLabels.of if len(codes) == 1 and not self.training else FoldedLabels.of
-        return self.decode(semantic, codes, noise, make_labels)
+        is_shared = len(codes) == 1 and not self.training
+        return self.decode(semantic, codes, noise, lambda *level: labels_for(*level, is_shared))
 
     def decode(self, semantic: Tensor, codes: Tensor, noise: Tensor | None,
                make_labels: Callable[[Tensor, int, torch.dtype], Labels]) -> Tensor:
         """`forward` with the form of ACE given."""
-        pyramid = [make_labels(level, self.num_classes, codes.dtype) for level in self._levels_of(semantic)]
+        levels = self.levels_of(semantic)
         maps = self._noise_maps(semantic, noise)
-        x = self.seed(pyramid[0].one_hot).contiguous(memory_format=torch.channels_last)
-        for number, (labels, blocks) in enumerate(zip(pyramid, self.levels, strict=True)):
+        x = self.seed(one_hot_of(levels[0], self.num_classes, codes.dtype))
+        for number, (level, blocks) in enumerate(zip(levels, self.blocks, strict=True)):
+            labels = make_labels(level, self.num_classes, codes.dtype)
             if number > 0:
                 x = F.interpolate(x, scale_factor=2, mode="nearest")
             for block in blocks:
                 x = block(x, labels, codes, maps)
         return torch.tanh(self.to_image(F.leaky_relu(x, LEAK)))
 
-    def _levels_of(self, semantic: Tensor) -> list[Tensor]:
+    def levels_of(self, semantic: Tensor) -> list[Tensor]:
         """The label map at each resolution (nearest), coarsest first."""
         return [semantic[:, ::2 ** level, ::2 ** level] for level in reversed(range(self.num_upsamplings + 1))]
 
     def _noise_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         return [(height >> level, width >> level)
-                for level, blocks in zip(reversed(range(self.num_upsamplings + 1)), self.levels, strict=True)
+                for level, blocks in zip(reversed(range(self.num_upsamplings + 1)), self.blocks, strict=True)
                 for block in blocks for _ in range(block.num_aces)]
 
     def noise_size(self, height: int, width: int) -> int:
@@ -193,7 +194,7 @@ class Decoder(nn.Module):
 
     def trunk(self) -> list[nn.Module]:
         """The convolutions that have spectral norm in training."""
-        return [convolution for blocks in self.levels for block in blocks for convolution in block.convolutions]
+        return [convolution for blocks in self.blocks for block in blocks for convolution in block.convolutions]
 
 
 class Generator(nn.Module):
@@ -220,8 +221,9 @@ class SEAN(Synthesizer):
     name = "sean"
     Config = SEANConfig
     PRESETS = {
-        "tiny": SEANConfig(ngf=16, num_upsamplings=3, style_dim=64, spade_hidden=16, encoder_width=8, ndf=16,
-                           num_steps=1_000, batch_size=8, generator_lr=1e-3, discriminator_lr=1e-3),
+        # Learns within a few hundred steps on a CPU, hence the larger initial weights and learning rates.
+        "tiny": SEANConfig(ngf=8, num_upsamplings=3, style_dim=64, spade_hidden=16, encoder_width=4, init_gain=0.5,
+                           ndf=16, num_steps=1_000, batch_size=4, generator_lr=1e-3, discriminator_lr=1e-3),
         "default": SEANConfig(),
         "paper": SEANConfig(ngf=64, spade_hidden=128),
     }
@@ -261,16 +263,15 @@ class SEAN(Synthesizer):
 
     # -- style -------------------------------------------------------------------------------------------------------
 
-    def _encode(self, request: Prepared) -> tuple[Tensor, Tensor]:
-        """Codes [N, S, F] of the request's own images, and the pixels [N, S] each is the mean of."""
+    def _encode(self, request: Prepared) -> Tensor:
+        """Codes [N, S, F] of the request's own images."""
         one_hot = self.meta.semantic.one_hot(request.semantic, request.image.dtype)
-        codes = self.generator.encoder(request.image, one_hot, request.valid)
-        return codes, self._count_pixels(request)
+        return self.generator.encoder(request.image, one_hot, request.valid)
 
-    def _count_pixels(self, request: Prepared) -> Tensor:
-        """[N, S] valid pixels of each class at the style features' resolution."""
-        one_hot = self.meta.semantic.one_hot(request.semantic)
-        return self.generator.encoder.regions(one_hot, request.valid).sum((2, 3))
+    def _count_pixels(self, request: Prepared, every: int) -> Tensor:
+        """[N, S] valid pixels of each class among every `every`-th in each direction."""
+        semantic, valid = (part[:, ::every, ::every] for part in (request.semantic, request.valid))
+        return torch.stack([((semantic == index) & valid).sum((1, 2)) for index in range(len(self.meta.semantic))], 1)
 
     @torch.no_grad()
     def fit_pool(self, slices: SliceSource) -> None:
@@ -286,7 +287,7 @@ class SEAN(Synthesizer):
         styles = [style for one in slices.iterate(only_targets=only_targets, max_slices=MAX_CODES)
                   if (style := self._style_of(one, only_targets)) is not None]
         if not styles:
-            wanted = (f"at least {MIN_TARGET_PIXELS * self.generator.encoder.stride ** 2} pixels of a target label"
+            wanted = (f"at least {MIN_TARGET_PIXELS * StyleEncoder.stride ** 2} pixels of a target label"
                       if only_targets else "any annotated pixel")
             raise UserError(f"no labelled training slice of fold {self.meta.fold} has {wanted}, so there is no style "
                             "to draw: choose another fold, or set style_source to pool or self")
@@ -296,11 +297,10 @@ class SEAN(Synthesizer):
         """The slice's code, or None where it has no place in the pool."""
         one = one.to(self.pool.codes.device)
         prepared = self._prepare(SynthRequest(label=one.label, image=one.image, layout=one.layout, valid=one.valid))
-        pixels = self._count_pixels(prepared)[0]
+        pixels = self._count_pixels(prepared, StyleEncoder.stride)[0]
         if only_targets and not (pixels[self._target_classes] >= MIN_TARGET_PIXELS).any():
             return None
-        codes, _ = self._encode(prepared)
-        return StyleCode(codes[0], pixels > 0, one.origin[0])
+        return StyleCode(self._encode(prepared)[0], pixels > 0, one.origin[0])
 
     @property
     def _target_classes(self) -> list[int]:
@@ -326,27 +326,24 @@ class SEAN(Synthesizer):
     def _codes_for(self, request: Prepared) -> Tensor:
         """[1, S, F] where all images share SC_ref; [N, S, F] where they need styles of their own."""
         if self.style.source == "self":
-            return self._encode(request)[0]
+            return self._encode(request)
         if self.reference is None:
             raise RuntimeError("call begin_step before synthesize")
         reference = self.reference[None]
         if request.image is None or not self._lacks_style(request).any():
             return reference
-        # A class that no labelled slice has: the image's own style, which is all there is.
-        return torch.where(self.has_style[:, None], reference, self._encode(request)[0])
+        # A class that no labelled slice has: the image's own style is all there is.
+        return torch.where(self.has_style[:, None], reference, self._encode(request))
 
     def _lacks_style(self, request: Prepared) -> Tensor:
-        """[N, S] bool: the class is to be drawn, and the pool has no style for it."""
-        asked = (self.meta.semantic.one_hot(request.semantic) * request.valid[:, None]).any(-1).any(-1)
-        return asked & ~self.has_style
+        """[N, S] bool: the class is to be drawn, and not in the style of the pool."""
+        asked = self._count_pixels(request, every=1) > 0
+        return asked if self.style.source == "self" else asked & ~self.has_style
 
     def _is_drawable(self, request: Prepared) -> Tensor:
-        if self.style.source == "self":
-            lacking = (self.meta.semantic.one_hot(request.semantic) * request.valid[:, None]).any(-1).any(-1)
-        else:
-            lacking = self._lacks_style(request)
-        if request.image is not None:
-            lacking = lacking & (self._count_pixels(request) == 0)      # nor has the image itself one
+        lacking = self._lacks_style(request)
+        if request.image is not None:       # its own style may do, where it has one
+            lacking = lacking & (self._count_pixels(request, StyleEncoder.stride) == 0)
         return ~lacking.any(1)
 
     def _draw_noise(self, request: Prepared) -> Tensor | None:

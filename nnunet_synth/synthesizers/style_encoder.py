@@ -44,12 +44,8 @@ class StyleEncoder(nn.Module):
             [N, S, F] float32; the row of a class without a valid pixel at half resolution is exactly zero.
         """
         features = self.layers(image.masked_fill(~valid[:, None], -1))
-        return region_mean(features, self.regions(one_hot, valid))
-
-    def regions(self, one_hot: Tensor, valid: Tensor) -> Tensor:
-        """[N, S, H, W], [N, H, W] → [N, S, H/2, W/2]: each class's valid pixels at the features (nearest)."""
-        every = slice(None, None, self.stride)
-        return one_hot[:, :, every, every] * valid[:, None, every, every]
+        regions = (one_hot * valid[:, None])[:, :, ::self.stride, ::self.stride]        # nearest
+        return region_mean(features, regions)
 
 
 def region_mean(features: Tensor, regions: Tensor) -> Tensor:

@@ -117,6 +117,6 @@ def draw(weights: Weights, num_upsamplings: int, semantic: Tensor, codes: Tensor
         if level > 0:
             x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         for number in range(2 if level == 1 else 1):
-            x = residual_block(weights, f"decoder.levels.{level}.{number}", x, labels_at(level), codes, noise)
+            x = residual_block(weights, f"decoder.blocks.{level}.{number}", x, labels_at(level), codes, noise)
     x = F.leaky_relu(x, 0.2)
     return torch.tanh(F.conv2d(x, weights["decoder.to_image.weight"], weights["decoder.to_image.bias"], padding=1))
