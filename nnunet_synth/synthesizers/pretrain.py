@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nnunet_synth.atomic import write_text
 from nnunet_synth.errors import UserError
 from nnunet_synth.progress import progress
-from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthRequest
+from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta, SynthRequest
 from nnunet_synth.synthesizers.checkpoint import load_train_state, save_synthesizer, save_train_state
 from nnunet_synth.synthesizers.ema import ExponentialMovingAverage, reestimate_batch_norm
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_curves, write_gallery
@@ -79,8 +79,7 @@ def pretrain(synthesizer: Synthesizer, slices: SliceSource, folder: str | Path, 
         stages = synthesizer.stages(steps, perceptual)
         for stage in stages:
             stage.batch_size = batch_size or stage.batch_size
-        settings = {"seed": seed, "stages": [[stage.name, stage.num_steps, stage.batch_size] for stage in stages],
-                    "config": json.dumps(asdict(synthesizer.config), sort_keys=True)}
+        settings = _settings(synthesizer.meta, seed, stages)
         state = load_train_state(folder) if resume else {"settings": settings, "stage": 0, "step": 0}
         if state["settings"] != settings:
             raise UserError(_difference(state["settings"], settings))
@@ -398,8 +397,21 @@ def _torch_seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def _settings(meta: SynthMeta, seed: int, stages: list[Stage]) -> dict[str, Any]:
+    """All that must be the same when a run is continued, so that one synthesizer is one training."""
+    return {"seed": seed, "stages": [[stage.name, stage.num_steps, stage.batch_size] for stage in stages],
+            "config": json.dumps(meta.config, sort_keys=True), "perceptual": meta.perceptual,
+            "patch_size": list(meta.patch_size), "training cases": list(meta.train_case_ids),
+            "normalisation": meta.plans_sha256, "classes": list(meta.semantic.names)}
+
+
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    parts = [f"{key} was {before[key]}, is {now[key]}" for key in now if before.get(key) != now[key]]
+    def shortened(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 100 else f"{text[:97]}..."
+
+    parts = [f"{key} was {shortened(before.get(key))}, is {shortened(now[key])}" for key in now
+             if before.get(key) != now[key]]
     return f"cannot continue with other settings ({'; '.join(parts)}): repeat them, or start again with --force"
 
 

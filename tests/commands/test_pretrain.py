@@ -20,6 +20,12 @@ TINY = ("--preset", "tiny", "--steps", "2", "--batch-size", "2", "--device", "cp
         "--option", "ngf=8")
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Batch statistics from a few images: these tests ask what is done, not how well."""
+    monkeypatch.setattr("nnunet_synth.synthesizers.pretrain.NUM_STATISTICS_IMAGES", 4)
+
+
 def run(*arguments, fold="0"):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

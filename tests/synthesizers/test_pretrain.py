@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from types import MethodType
 
 import numpy as np
@@ -143,6 +144,13 @@ def test_resume_refuses_other_settings_and_an_empty_folder(tmp_path):
         pretrain(build_toy(), ToySlices(), tmp_path, steps=4, seed=1, resume=True)
     with pytest.raises(UserError, match="stages was"):
         pretrain(build_toy(), ToySlices(), tmp_path, steps=6, resume=True)
+    with pytest.raises(UserError, match="config was .*8.*, is .*9"):
+        pretrain(build_toy(width=9), ToySlices(), tmp_path, steps=4, resume=True)
+    other_split = build_toy()
+    other_split.meta = replace(other_split.meta, train_case_ids=[f"case {number}" for number in range(99)])
+    with pytest.raises(UserError, match="training cases was .*toy.*, is .*case 0") as error:
+        pretrain(other_split, ToySlices(), tmp_path, steps=4, resume=True)
+    assert len(str(error.value)) < 400
 
 
 def test_a_finished_run_resumed_trains_no_more(tmp_path):
