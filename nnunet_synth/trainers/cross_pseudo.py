@@ -279,7 +279,9 @@ class SACPSTrainer(CPSTrainer):
         if self.settings.synthetic_weight == 0:
             return
         seed = None if self.settings.seed is None else self.settings.seed + self.local_rank
-        self.synthesis, warnings = Synthesis.load(self.experiment, self.settings, self.device, seed)
+        _, dummy_2d, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.synthesis, warnings = Synthesis.load(self.experiment, self.settings, self.device, seed,
+                                                  ignore_axes=(0,) if dummy_2d else None)
         for warning in warnings:
             self.print_to_log_file(f"WARNING: {warning}")
         if self._synthesis_to_restore is not None:

@@ -46,12 +46,14 @@ class Synthesis:
     Args:
         synthesizer: in eval mode, on the training device.
         seed: of its own random numbers; None = not seeded.
+        ignore_axes: spatial axes along which the intensity augmentation of this plan does not blur.
     """
 
-    def __init__(self, synthesizer: Synthesizer, settings: TrainerConfig, device: torch.device,
-                 seed: int | None) -> None:
+    def __init__(self, synthesizer: Synthesizer, settings: TrainerConfig, device: torch.device, seed: int | None,
+                 ignore_axes: tuple[int, ...] | None = None) -> None:
         self.synthesizer = synthesizer
         self.settings = settings
+        self.ignore_axes = ignore_axes
         self.generator = torch.Generator(device)
         if seed is None:
             self.generator.seed()
@@ -64,8 +66,8 @@ class Synthesis:
         return f"Synthesis({self.synthesizer.name})"
 
     @classmethod
-    def load(cls, experiment: Experiment, settings: TrainerConfig, device: torch.device,
-             seed: int | None) -> tuple[Synthesis, list[str]]:
+    def load(cls, experiment: Experiment, settings: TrainerConfig, device: torch.device, seed: int | None,
+             ignore_axes: tuple[int, ...] | None = None) -> tuple[Synthesis, list[str]]:
         """The synthesizer of this fold, with its style pool; and warnings to print.
 
         Raises:
@@ -80,7 +82,7 @@ class Synthesis:
             spacing=experiment.configuration_manager.spacing, pretrain_command=pretrain_command(experiment, settings))
         synthesizer.style = StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
         synthesizer.fit_pool(FoldSlices(experiment, experiment.train_ids))
-        return cls(synthesizer, settings, device, seed), warnings
+        return cls(synthesizer, settings, device, seed, ignore_axes), warnings
 
     def draw(self, labels: Tensor, batch: UnlabelledBatch) -> SynthResult:
         """One call for both peers.
@@ -96,7 +98,9 @@ class Synthesis:
             generator=self.generator))
         if self.settings.augment_synthetic == "intensity":
             # Otherwise the networks could tell synthetic images by their cleanliness.
-            augmented = augment_intensity(result.image, self.generator)
+            augmented = augment_intensity(result.image, self.generator, self.ignore_axes)
+            # What lies outside the scan came, augmented as it is, from the unlabelled image: left alone.
+            augmented = torch.where(request.valid[:, None], augmented, result.image)
             result = SynthResult(image=augmented, label=result.label, ok=result.ok, aux=result.aux)
         self.seconds = self._now() - started
         return result
