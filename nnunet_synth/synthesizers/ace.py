@@ -25,8 +25,6 @@ from nnunet_synth.synthesizers.label_patterns import LabelPatterns, find_label_p
 # Beyond this many distinct neighbourhoods (of noise, say) a label map is no longer worth tabulating.
 MAX_PATTERNS = 2 ** 16
 
-ROWS = 2 ** 16      # of patterns whose nine neighbourhoods are gathered at a time
-
 
 class Labels(Protocol):
     """A label map at one resolution, ready to modulate any ACE."""
@@ -147,10 +145,8 @@ class PatternLabels:
         weight, bias, kernels = ace.blended(codes)
         hidden = F.relu(F.linear(self.columns, ace.spade_hidden.weight.flatten(1), ace.spade_hidden.bias))
         hidden = hidden * self.patterns.is_inside[:, None]                      # zero padding of the second convolution
-        taps = weight.permute(0, 2, 3, 1).flatten(1)
-        # In pieces of [≤ ROWS, 9·hidden]: noisy labels have as many patterns as pixels.
-        gamma_beta = torch.cat([F.linear(hidden[rows].flatten(1), taps, bias)
-                                for rows in self.patterns.wide.split(ROWS)])
+        nine = hidden[self.patterns.wide].flatten(1)                            # [P₅, 9·hidden]
+        gamma_beta = F.linear(nine, weight.permute(0, 2, 3, 1).flatten(1), bias)
         if kernels is not None:
             styled = F.linear(self.columns, kernels[0])                         # [P₃, 2C]
             gamma_beta = gamma_beta + styled[self.patterns.wide[:, 4]]          # the 3×3 at the centre of the 5×5
