@@ -124,6 +124,7 @@ def pool_conditions(experiment: Experiment, slices: FoldSlices, synthesizer: Syn
 
     from nnunet_synth.data.layouts import CLUSTER_FACTOR
     from nnunet_synth.data.slices import CaseSlices, random_crop, to_slices
+    from nnunet_synth.progress import progress
 
     sources = [CaseSlices(folder, ids, experiment.layouts_folder, hide_labels=True)
                for folder, ids in ((experiment.pool_folder, experiment.pool_ids),
@@ -131,7 +132,8 @@ def pool_conditions(experiment: Experiment, slices: FoldSlices, synthesizer: Syn
     if not sources:
         raise UserError(f"{experiment.dataset_name} has no preprocessed unlabelled cases: put images into imagesUl and "
                         "run nnunet_synth preprocess, or use --from labels")
-    origins = [(cases, (case_id, int(z))) for cases in sources for case_id in cases.case_ids
+    origins = [(cases, (case_id, int(z))) for cases in sources
+               for case_id in progress(cases.case_ids, "indexing unlabelled slices")
                for z in np.flatnonzero((cases.open(case_id)[2][:] % CLUSTER_FACTOR > 0).any((1, 2)))]
     donors = [origin for origin in slices.target_origins if (slices.cases.read(origin).layout > 0).any()]
     if not origins or not donors:
@@ -215,6 +217,8 @@ def _target(output: str | Path | None, as_dataset: int | None, name: str) -> Pat
         if Path(output).exists():
             raise UserError(f"{output} exists: choose another --output, or remove it")
         return Path(output)
+    if not name.isidentifier():
+        raise UserError(f"--name {name!r}: use letters, digits and underscores")
     if not 1 <= as_dataset <= 999:
         raise UserError(f"--as-dataset {as_dataset}: dataset ids are 1 to 999")
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):

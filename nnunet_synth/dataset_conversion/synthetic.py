@@ -95,8 +95,9 @@ class SyntheticWriter:
         if self.is_picture:
             return SimpleITK.GetImageFromArray(array)
         backward = self.experiment.plans_manager.transpose_backward
-        between_slices = self.experiment.plans["original_median_spacing_after_transp"][0]
-        spacing = [between_slices, *list(self.experiment.configuration_manager.spacing)[-2:]]
+        spacing = list(self.experiment.configuration_manager.spacing)
+        if len(spacing) == 2:           # 2d configurations keep the distance between slices
+            spacing = [self.experiment.plans["original_median_spacing_after_transp"][0], *spacing]
         image = SimpleITK.GetImageFromArray(array[None].transpose(backward))
         image.SetSpacing([float(spacing[axis]) for axis in backward][::-1])
         return image
