@@ -1,5 +1,6 @@
 """Files and folders that appear complete or not at all: write beside the target, then rename."""
 
+import errno
 import glob
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nnunet_synth.errors import UserError
+
 ABANDONED_AFTER = 3600      # s; nobody writes one file for an hour
 
 
@@ -18,6 +21,9 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it becomes `target`, on any error it is removed.
 
     The data is flushed to the disk before the rename, so a crash (or `kill -9`) leaves the old file or the new one.
+
+    Raises:
+        OSError: with `errno` (ENOSPC, EDQUOT), where the writer failed because the disk is full.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +32,8 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming_a_full_disk(target.parent):
+            yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -57,6 +64,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` exists already; nothing is overwritten.
+        OSError: as `atomic_file`.
     """
     target = Path(target)
     if target.exists():
@@ -64,11 +72,42 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield temporary
+        with naming_a_full_disk(target.parent):
+            yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def naming_a_full_disk(folder: str | Path) -> Iterator[None]:
+    """Where something in here fails and the disk of `folder` is full, raise an OSError that says so.
+
+    torch, safetensors, blosc2, ITK and NumPy each tell of a full disk in words of their own, some in words about
+    something else. The disk is asked before the incomplete file is removed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = None if isinstance(error, OSError) and error.errno else _refusal(Path(folder))
+        if full is not None:
+            raise full from error
+        raise
+
+
+def _refusal(folder: Path) -> OSError | None:
+    """What the disk answers to another megabyte."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2 ** 20))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return OSError(error.errno, os.strerror(error.errno or errno.ENOSPC), str(folder))
+    return None
 
 
 def write_text(text: str, target: str | Path) -> None:

@@ -72,8 +72,9 @@ def preprocess_layout(experiment: Experiment, case_id: str, raw_file: Path, imag
         target = [spacing[0], *target]
     cropped = layout[(slice(None), *crop)]
     resampled = configuration.resampling_fn_seg(cropped, image_shape, spacing, target)[0].astype(np.int16)
-    _write_map(resampled, layout_file(experiment, case_id), tuple(configuration.patch_size))
     _write_locations(resampled, locations_file(experiment, case_id))
+    # The map last: it says that the layout is complete.
+    _write_map(resampled, layout_file(experiment, case_id), tuple(configuration.patch_size))
 
 
 def _check_labels(layout: np.ndarray, layout_labels: dict[str, int], raw_file: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class, nnUNetDatasetBlosc2
 
-from nnunet_synth.atomic import write_json
+from nnunet_synth.atomic import naming_a_full_disk, write_json
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import layout_file, locations_file, preprocess_layout
 from nnunet_synth.data.raw_images import read_image
@@ -160,7 +160,8 @@ def _preprocess_case(experiment: Experiment, case: tuple[str, list[Path]]) -> No
 
     folder = experiment.pool_folder
     # Written beside the folder: nnU-Net would take a half-written case inside it for a whole one.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name, \
+            naming_a_full_disk(folder.parent):
         temporary = Path(name)
         nnUNetDatasetBlosc2.save_case(data, outside, properties, str(temporary / case_id), chunks=chunks, blocks=blocks,
                                       chunks_seg=chunks_seg, blocks_seg=blocks_seg)
