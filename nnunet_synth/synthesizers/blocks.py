@@ -74,7 +74,7 @@ def add_spectral_norm(layers: Iterable[nn.Module]) -> None:
     """Divide the weight of each layer by its largest singular value from now on; layers that have it stay."""
     for layer in layers:
         if not is_parametrized(layer, "weight"):
-            spectral_norm(layer)
+            spectral_norm(layer).train(layer.training)      # torch hands it over in train mode
 
 
 def fold_spectral_norm(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import feature_matching_loss, hinge_discriminator_loss, hinge_generator_loss
 from nnunet_synth.losses.reconstruction import perceptual_loss
+from nnunet_synth.progress import progress
 from nnunet_synth.synthesizers.ace import ACE, Labels, labels_for, one_hot_of
 from nnunet_synth.synthesizers.base import (
     Batch,
@@ -225,7 +226,7 @@ class SEAN(Synthesizer):
         "tiny": SEANConfig(ngf=8, num_upsamplings=3, style_dim=64, spade_hidden=16, encoder_width=4, init_gain=0.5,
                            ndf=16, num_steps=1_000, batch_size=4, generator_lr=1e-3, discriminator_lr=1e-3),
         "default": SEANConfig(),
-        "paper": SEANConfig(ngf=64, spade_hidden=128),
+        "paper": SEANConfig(ngf=64, spade_hidden=128, batch_size=32),
     }
 
     def __init__(self, meta: SynthMeta, config: SEANConfig) -> None:
@@ -284,8 +285,8 @@ class SEAN(Synthesizer):
         if self.style.source == "self":
             return
         only_targets = self.style.source == "pool_positive"
-        styles = [style for one in slices.iterate(only_targets=only_targets, max_slices=MAX_CODES)
-                  if (style := self._style_of(one, only_targets)) is not None]
+        labelled = progress(slices.iterate(only_targets=only_targets, max_slices=MAX_CODES), "collecting style codes")
+        styles = [style for one in labelled if (style := self._style_of(one, only_targets)) is not None]
         if not styles:
             wanted = (f"at least {MIN_TARGET_PIXELS * StyleEncoder.stride ** 2} pixels of a target label"
                       if only_targets else "any annotated pixel")

@@ -24,6 +24,7 @@ from nnunet_synth.synthesizers.pretrain import pretrain
 from nnunet_synth.synthesizers.sean import SEAN, Decoder, SEANConfig
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 from tests.reference import sean as published
+from tests.synthesizers.test_pretrain import interrupted_after
 
 NUM_CLASSES = 4
 SMALL = SEANConfig(ngf=2, num_upsamplings=3, style_dim=8, spade_hidden=6, encoder_width=2, ndf=4, batch_size=2)
@@ -623,6 +624,7 @@ def test_exported_weights_draw_the_same_and_hold_no_training_state() -> None:
     state = sean.export_state()
     assert not any(word in name for name in state for word in ("parametrizations", "pool", "reference", "discrim"))
     assert all(tensor.is_contiguous() for tensor in state.values())
+    assert torch.equal(sean.synthesize(asked).image, expected) and len(sean.state_dict()) > len(state)   # still trains
 
     for trained_before in (False, True):
         other = build(seed=7)
@@ -742,6 +744,20 @@ def test_a_batch_of_one_trains() -> None:
     stage, = build(replace(SMALL, batch_size=1)).train().stages(steps=2)
     batch = stage.sample(RandomSlices(), np.random.default_rng(0))
     assert stage.generator_loss(batch)[0].isfinite() and stage.discriminator_loss(batch)[0].isfinite()
+
+
+def test_an_interrupted_pretraining_ends_as_if_never_stopped(tmp_path: Path) -> None:
+    """With spectral norm's vectors, batch statistics and noise among what has to be restored."""
+    def fresh(seed: int) -> SEAN:
+        torch.manual_seed(seed)
+        return SEAN.build(build().meta, SMALL)
+
+    whole = pretrain(fresh(0), RandomSlices(), tmp_path / "whole", steps=5)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(interrupted_after(fresh(0), 3), RandomSlices(), tmp_path / "cut", steps=5)
+    resumed = pretrain(fresh(1), RandomSlices(), tmp_path / "cut", steps=5, resume=True)
+    expected = whole.export_state()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.export_state().items())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
