@@ -14,7 +14,7 @@ PLAIN_TORCH = {
     "superpixels.py": (),
     "synthesizers": ("synthesizers", "superpixels", "losses"),
 }
-COMMON = ("errors", "atomic", "progress", "__version__")
+COMMON = ("errors", "json_file", "atomic", "progress", "__version__")
 
 
 def sources(room: str) -> list[Path]:

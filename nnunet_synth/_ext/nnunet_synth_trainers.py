@@ -1,5 +1,5 @@
-"""The one file that nnU-Net scans. It only re-exports: the classes stay those of the installed package, so every look-up
-gives the same object, and workers can unpickle them.
+"""The one file that nnU-Net scans. It only re-exports: the classes stay those of the installed package, so every
+look-up gives the same object, and workers can unpickle them.
 """
 
 try:

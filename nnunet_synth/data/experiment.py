@@ -24,6 +24,7 @@ from nnunet_synth.data.splits import (
     splits_file,
 )
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_json
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 
@@ -214,16 +215,16 @@ def load_experiment(dataset: str | int, configuration: str, fold: int | str | No
     folders = {name: environment_folder(name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     name = find_dataset(dataset)
     preprocessed = folders["nnUNet_preprocessed"] / name
-    plans_content = _read_json(preprocessed / f"{plans}.json",
-                               f"run nnUNetv2_plan_and_preprocess -d {name[7:10]} -c {configuration}")
+    cure = f"run nnUNetv2_plan_and_preprocess -d {name[7:10]} -c {configuration}"
+    plans_content = read_json(preprocessed / f"{plans}.json", cure, cure)
     if configuration not in plans_content["configurations"]:
         known = ", ".join(plans_content["configurations"])
         raise UserError(f"{plans}.json of {name} has no configuration {configuration!r}; it has: {known}")
-    dataset_json = _read_json(preprocessed / "dataset.json", "run nnUNetv2_plan_and_preprocess again")
+    dataset_json = read_json(preprocessed / "dataset.json", cure, cure)
     raw_json = folders["nnUNet_raw"] / name / "dataset.json"
     if raw_json.exists():
         # Layouts may be added after planning: what they are called stands in the raw dataset.json only.
-        ours = _read_json(raw_json, "").get("nnunet_synth")
+        ours = read_json(raw_json, "restore it", "correct it").get("nnunet_synth")
         dataset_json = {**dataset_json, **({"nnunet_synth": ours} if ours else {})}
     return Experiment(dataset_name=name, configuration=configuration, fold=_parse_fold(fold, preprocessed),
                       plans_manager=PlansManager(plans_content), dataset_json=dataset_json,
@@ -257,15 +258,6 @@ def _parse_fold(fold: int | str | None, preprocessed_folder: Path) -> int | str 
     if fold is None or fold == "all" or str(fold).isdigit():
         return int(fold) if str(fold).isdigit() else fold
     return find_fold(load_splits(preprocessed_folder), fold)
-
-
-def _read_json(path: Path, cure: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {cure}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): {cure}") from error
 
 
 def _sha256(content: Any) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from nnunet_synth.atomic import atomic_file, write_json
 from nnunet_synth.data.lung_threshold import LAYOUT_LABELS, find_lungs
 from nnunet_synth.data.raw_images import read_image, read_segmentation
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_json
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
@@ -107,13 +107,7 @@ def find_images(folder: Path, ending: str) -> dict[str, list[Path]]:
 
 
 def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
-    path = raw_folder / "dataset.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: is nnUNet_raw set to the folder of your datasets?") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    return read_json(raw_folder / "dataset.json", "is nnUNet_raw set to the folder of your datasets?", "correct it")
 
 
 def _write_layout(case: tuple[str, Sequence[Path], Path], finder: Finder, num_labels: int,

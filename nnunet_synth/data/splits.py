@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_json
 
 PARTS = ("train", "unlabelled", "val")
 Split = dict[str, Any]
@@ -40,14 +41,8 @@ def load_splits(preprocessed_folder: str | Path) -> list[Split]:
             unique) and "unlabelled" ([ids]).
     """
     path = splits_file(preprocessed_folder)
-    try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: run `nnunet_synth split`, which makes nnU-Net's default folds too, "
-                        "or write your own") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); correct it, or remove it to get nnU-Net's default "
-                        "folds") from error
+    splits = read_json(path, "run `nnunet_synth split`, which makes nnU-Net's default folds too, or write your own",
+                       "correct it, or remove it to get nnU-Net's default folds")
     if not isinstance(splits, list):
         raise UserError(f"{path} must hold a list of folds")
     for index, split in enumerate(splits):

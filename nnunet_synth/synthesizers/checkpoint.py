@@ -6,7 +6,6 @@ Every file is written beside its target and renamed, so an interrupted write lea
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nnunet_synth.atomic import atomic_file, remove_abandoned, write_json
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_json
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta
 from nnunet_synth.synthesizers.options import config_from_json
@@ -86,13 +86,8 @@ def load_meta(folder: str | Path) -> SynthMeta:
     if not folder.is_dir():
         raise UserError(f"no synthesizer in {folder}: train one with nnunet_synth pretrain")
     path = folder / META_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: {folder} is no synthesizer, or its training stopped before the first "
-                        "checkpoint; run nnunet_synth pretrain") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): pretrain the synthesizer again") from error
+    content = read_json(path, f"{folder} is no synthesizer, or its training stopped before the first checkpoint; run "
+                              "nnunet_synth pretrain", "pretrain the synthesizer again")
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a synthesizer's meta.json: pretrain the synthesizer again")
     return SynthMeta.from_json(content)

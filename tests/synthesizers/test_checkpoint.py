@@ -58,7 +58,7 @@ def test_missing_folder_and_files(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     refused(folder, "model.safetensors is missing")
     (folder / "meta.json").unlink()
-    refused(folder, "meta.json is missing")
+    refused(folder, "meta.json does not exist")
 
 
 def test_truncated_weights(folder):
