@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, binary_fill_holes
 
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout
@@ -39,7 +39,7 @@ class SliceArrays:
         image: [C, H, W] float32, network intensities; 0 outside the array, as nnU-Net pads.
         label: [H, W] int16, 0 where the annotation is −1 or ignored.
         layout: [H, W] int16 anatomy, 0 = none.
-        valid: [H, W] bool, False where the annotation is −1 or ignored and outside the array.
+        valid: [H, W] bool, False where the annotation is −1 (but for holes) or ignored, and outside the array.
     """
 
     image: np.ndarray
@@ -101,10 +101,12 @@ class CaseSlices:
         return self._opened[case_id]
 
     def _clean(self, image: np.ndarray, segmentation: np.ndarray, layout: np.ndarray) -> SliceArrays:
-        valid = segmentation >= 0
+        # In single pictures nnU-Net marks every pixel of raw value 0 as outside, also those amid the lung: its own
+        # filling of holes works in 3D, where a picture of one slice has no inside.
+        valid = binary_fill_holes(segmentation >= 0)
         if self._ignore_label is not None and not self._hide_labels:
             valid &= segmentation != self._ignore_label
-        label = np.where(valid & (not self._hide_labels), segmentation, 0)
+        label = np.where(valid & (segmentation > 0) & (not self._hide_labels), segmentation, 0)
         return SliceArrays(image=np.ascontiguousarray(image, dtype=np.float32), label=label.astype(np.int16),
                            layout=(layout % CLUSTER_FACTOR).astype(np.int16), valid=valid)
 

@@ -5,6 +5,7 @@ import json
 import blosc2
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
@@ -110,7 +111,14 @@ def test_whole_slices_are_what_is_stored(experiment):
         assert np.array_equal(part.image[0].numpy(), image[:, z]) and part.image.dtype == torch.float32
         assert np.array_equal(part.label[0].numpy(), np.maximum(annotation[z], 0)) and part.label.dtype == torch.int64
         assert np.array_equal(part.layout[0].numpy(), layout[z]) and part.layout.any()
-        assert np.array_equal(part.valid[0].numpy(), annotation[z] >= 0)
+        assert np.array_equal(part.valid[0].numpy(), ~reaches_the_border(annotation[z] < 0))
+
+
+def reaches_the_border(mask):
+    """The parts of a mask that are connected with the border."""
+    parts, _ = scipy.ndimage.label(mask)
+    border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    return np.isin(parts, np.setdiff1d(border, 0))
 
 
 def test_minus_one_and_ignore_are_background_and_not_valid(experiment):
@@ -125,12 +133,14 @@ def test_minus_one_and_ignore_are_background_and_not_valid(experiment):
         segmentation[0, :, :3] = -1
         segmentation[0, :, 5:8] = 2
         segmentation[0, :, 20:24, 20:24] = 1
+        segmentation[0, :, 30, 30:33] = -1      # raw zeros amid a picture: no outside
 
     rewrite(again, case_id, change)
     part = CaseSlices(again.data_folder, [case_id], again.layouts_folder, again.label_manager.ignore_label).read(
         (case_id, 1))
     assert part.label.max() == 1 and not part.label[:8].any() and part.label[22, 22] == 1
     assert not part.valid[:3].any() and not part.valid[5:8].any() and part.valid[3:5].all() and part.valid[8:].all()
+    assert not part.label[30, 30:33].any()
 
 
 def test_labels_can_be_hidden(experiment):
