@@ -234,11 +234,12 @@ def _check_positive(**numbers: int | None) -> None:
 
 
 def _check_folder(folder: Path, resume: bool, force: bool) -> None:
-    from nnunet_synth.synthesizers.checkpoint import TRAIN_STATE_FILE, load_meta
+    from nnunet_synth.synthesizers.checkpoint import META_FILE, TRAIN_STATE_FILE, load_meta
     if resume or force or not (folder / TRAIN_STATE_FILE).exists():
         return
-    steps = load_meta(folder).steps
-    raise UserError(f"{folder} already holds a synthesizer of {steps} steps: continue it with --c, or start again with "
+    # Killed or out of disk between the two files of its first checkpoint, a run has no meta.json yet.
+    progress = f"of {load_meta(folder).steps} steps" if (folder / META_FILE).exists() else "in training"
+    raise UserError(f"{folder} already holds a synthesizer {progress}: continue it with --c, or start again with "
                     "--force")
 
 

@@ -1,0 +1,89 @@
+"""Files and folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from nnunet_synth.atomic import atomic_file, atomic_folder
+from nnunet_synth.errors import UserError
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file that is written is on a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
+
+
+def write(kind: str, target: Path, error: Exception | None = None) -> None:
+    if kind == "file":
+        with atomic_file(target) as temporary:
+            temporary.write_text("new")
+            if error is not None:
+                raise error
+    else:
+        with atomic_folder(target) as temporary:
+            (temporary / "a").write_text("new")
+            if error is not None:
+                raise error
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_complete_or_not_at_all(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "deep" / "scan.nii.gz"
+    with pytest.raises(ZeroDivisionError):
+        write(kind, target, ZeroDivisionError())
+    assert not list(target.parent.iterdir())
+    write(kind, target)
+    assert [path.name for path in target.parent.iterdir()] == ["scan.nii.gz"]
+    usual = tmp_path / "usual"
+    usual.touch() if kind == "file" else usual.mkdir()
+    assert target.stat().st_mode == usual.stat().st_mode     # temporary files are private, results are not
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "scan.nii.gz"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        write("file", target, ZeroDivisionError())
+    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_never_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "dataset"
+    target.mkdir()
+    with pytest.raises(FileExistsError, match="already exists"):
+        write("folder", target)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("error", [RuntimeError("Error while creating the NDArray"),                    # blosc2
+                                   RuntimeError("PytorchStreamWriter failed writing file data/0"),      # torch
+                                   OSError("6544 requested and 992 written")])                          # NumPy
+def test_a_full_disk_is_named_whatever_the_writer_says(tmp_path: Path, full_disk: None, kind: str,
+                                                       error: Exception) -> None:
+    with pytest.raises(OSError) as raised:
+        write(kind, tmp_path / "scan.nii.gz", error)
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(tmp_path)
+    assert raised.value.__cause__ is error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [UserError("the user's mistake"), OSError(errno.ENOENT, os.strerror(errno.ENOENT))])
+def test_what_is_known_is_not_blamed_on_the_disk(tmp_path: Path, full_disk: None, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        write("file", tmp_path / "a.txt", error)
+    assert raised.value is error
+
+
+def test_where_there_is_room_the_error_is_its_own(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="something else"):
+        write("file", tmp_path / "a.txt", RuntimeError("something else"))
+    assert not list(tmp_path.iterdir())
