@@ -19,6 +19,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from scipy.ndimage import binary_fill_holes
 
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout
 
@@ -126,10 +127,23 @@ class LayoutToChannels(BasicTransform):
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         segmentation = data_dict["segmentation"]
         layout_map = segmentation[1].clamp(min=0)       # padding is -1
-        channels = torch.stack([layout_map % CLUSTER_FACTOR, layout_map // CLUSTER_FACTOR, segmentation[0] != -1])
+        valid = fill_holes(segmentation[0] != -1)
+        channels = torch.stack([layout_map % CLUSTER_FACTOR, layout_map // CLUSTER_FACTOR, valid])
         data_dict["image"] = torch.cat([data_dict["image"], channels.to(data_dict["image"].dtype)])
         data_dict["segmentation"] = segmentation[:1]
         return data_dict
+
+
+def fill_holes(valid: torch.Tensor) -> torch.Tensor:
+    """bool [H, W] or [D, H, W] with the holes of each slice filled.
+
+    In single pictures, and in the end slices of volumes, nnU-Net marks every pixel of raw value 0 as outside, also those
+    amid the lung: its own filling of holes works in 3D, where they have a way out.
+    """
+    if valid.all():
+        return valid
+    slices = valid.numpy().reshape(-1, *valid.shape[-2:])
+    return torch.from_numpy(np.stack([binary_fill_holes(each) for each in slices])).reshape(valid.shape)
 
 
 def with_layout_channels(transforms: ComposeTransforms) -> ComposeTransforms:

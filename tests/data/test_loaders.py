@@ -156,3 +156,15 @@ def test_a_case_without_layout_is_drawn_uniformly(planned_dataset: Path) -> None
     _, _, layout, properties = cases.load_case(experiment.pool_ids[0])
     assert properties["class_locations"] == {} and not np.any(layout[:])
     assert cases.num_slices() == 12
+
+
+@pytest.mark.parametrize("depth", [(), (2,)])
+def test_zeros_amid_the_image_are_valid(depth: tuple) -> None:
+    """nnU-Net marks raw zeros inside a single picture as outside; only what is connected to the border is."""
+    segmentation = torch.zeros(2, *depth, 12, 12, dtype=torch.int16)
+    segmentation[0, ..., :3] = -1           # padding
+    segmentation[0, ..., 6, 7] = -1         # a black pixel
+    transform = with_layout_channels(ComposeTransforms([RemoveLabelTransform(-1, 0)]))
+    result = transform(image=torch.zeros(1, *depth, 12, 12), segmentation=segmentation)
+    _, _, _, valid = split_channels(result["image"][None])
+    assert not valid[..., :3].any() and valid[..., 3:].all()
