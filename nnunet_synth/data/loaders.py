@@ -137,8 +137,8 @@ class LayoutToChannels(BasicTransform):
 def fill_holes(valid: torch.Tensor) -> torch.Tensor:
     """bool [H, W] or [D, H, W] with the holes of each slice filled.
 
-    In single pictures, and in the end slices of volumes, nnU-Net marks every pixel of raw value 0 as outside, also those
-    amid the lung: its own filling of holes works in 3D, where they have a way out.
+    In single pictures, and in the end slices of volumes, nnU-Net marks every pixel of raw value 0 as outside, also
+    those amid the lung: its own filling of holes works in 3D, where they have a way out.
     """
     if valid.all():
         return valid
