@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnunet_synth.errors import UserError
 
-ABANDONED_AFTER = 3600      # s; nobody writes one file for an hour
+ABANDONED_AFTER = 3600      # s; nobody writes one file, or one case, for an hour
 
 
 @contextmanager
@@ -43,9 +43,9 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
 
 
 def remove_abandoned(target: str | Path) -> None:
-    """Remove the temporary files that writers of `target` left when they were killed.
+    """Remove the temporary files (or flat folders) that writers of `target` left when they were killed.
 
-    For large files that are written again and again, as checkpoints are. The young ones stay: another process may be
+    For what is large and written again and again, as checkpoints are. The young ones stay: another process may be
     writing them.
     """
     target = Path(target)
@@ -53,7 +53,7 @@ def remove_abandoned(target: str | Path) -> None:
     for path in target.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         except FileNotFoundError:
             pass            # its writer has just renamed it
 

@@ -327,3 +327,14 @@ def test_full_disk_between_a_layout_and_its_locations(planned_dataset: Root, ref
     assert main(PREPROCESS.split()) == 0
     preprocessed, = (planned_dataset / "nnUNet_preprocessed").iterdir()
     assert len(list(preprocessed.glob("*_layouts/*_locations.npy"))) == 9
+
+
+def test_what_a_killed_run_left_behind_goes_once_it_is_old(planned_dataset: Root) -> None:
+    preprocessed, = (planned_dataset / "nnUNet_preprocessed").iterdir()
+    young, old = (preprocessed / f".nnUNetPlans_2d_unlabelled.{name}" for name in ("young", "old"))
+    for folder in (young, old):
+        folder.mkdir()
+        (folder / "phantom_ul_000.b2nd").write_bytes(b"half a case")
+    os.utime(old, (0, 0))
+    assert main(PREPROCESS.split()) == 0
+    assert young.exists() and not old.exists()

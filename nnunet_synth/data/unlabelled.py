@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class, nnUNetDatasetBlosc2
 
-from nnunet_synth.atomic import naming_a_full_disk, write_json
+from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, write_json
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import layout_file, locations_file, preprocess_layout
 from nnunet_synth.data.raw_images import read_image
@@ -129,6 +129,7 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
         shutil.rmtree(experiment.layouts_folder, ignore_errors=True)
         plan = PoolPlan(experiment)
     _remove_orphans(experiment)
+    remove_abandoned(experiment.pool_folder)
     cases, layouts = plan.missing_cases, plan.missing_layouts
     if cases:
         experiment.pool_folder.mkdir(parents=True, exist_ok=True)
