@@ -35,7 +35,8 @@ def test_the_wheel_holds_the_package_and_the_start_up_files_and_nothing_else(whe
     top = {name.partition("/")[0] for name in names}
     assert top == {"nnunet_synth", f"nnunet_synth-{__version__}.dist-info"} | STARTUP_FILES
     ours = {name for name in names if name.startswith("nnunet_synth/")}
-    sources = {str(path.relative_to(ROOT)).replace(os.sep, "/") for path in (ROOT / "nnunet_synth").rglob("*.py")}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nnunet_synth").rglob("*")
+               if path.is_file() and "__pycache__" not in path.parts}
     assert ours == sources
     assert "nnunet_synth/_ext/nnunet_synth_trainers.py" in ours
 
