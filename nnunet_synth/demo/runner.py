@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -82,7 +84,7 @@ class Runner:
                                    env={**os.environ, **self.environment, **dict(step.environment)})
         last = ""
         try:
-            with open(log, "a", encoding="utf-8") as file:
+            with open(log, "a", encoding="utf-8", buffering=1) as file:
                 for line in _watched(process.stdout):
                     file.write(line)
                     last = line.strip() or last
@@ -107,17 +109,35 @@ def _executable(name: str) -> list[str]:
 
 
 def _watched(output: Iterator[str]) -> Iterator[str]:
-    """Pass the lines on, and show the latest: in place on a terminal, elsewhere now and then."""
+    """Pass the lines on, and show the latest and the time: in place on a terminal, elsewhere now and then."""
     is_terminal = sys.stdout.isatty()
+    interval = 1.0 if is_terminal else SECONDS_BETWEEN_LINES
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_forward, args=(output, lines), daemon=True).start()
+
     start = last = time.monotonic()
-    for line in output:
+    text = ""
+    while True:
+        try:
+            line = lines.get(timeout=1.0)   # a training is silent for minutes; the time goes on
+        except queue.Empty:
+            line = ""
+        if line is None:
+            break
+        text = line.strip() or text
         now = time.monotonic()
-        text = line.strip()
-        if text and (now - last >= (0.2 if is_terminal else SECONDS_BETWEEN_LINES)):
+        if text and now - last >= interval:
             last = now
-            width = shutil.get_terminal_size().columns - 16
-            message = f"    {now - start:4.0f} s: {text[:width]}"
+            message = f"    {now - start:4.0f} s: {text[:shutil.get_terminal_size().columns - 16]}"
             print(f"\r\x1b[K{message}" if is_terminal else message, end="" if is_terminal else "\n", flush=True)
-        yield line
+        if line:
+            yield line
     if is_terminal:
         print("\r\x1b[K", end="", flush=True)
+
+
+def _forward(output: Iterator[str], lines: queue.SimpleQueue[str | None]) -> None:
+    """Put every line into the queue as it comes, then None."""
+    for line in output:
+        lines.put(line)
+    lines.put(None)

@@ -60,7 +60,8 @@ def _introduction(job: Job) -> str:
         f"theirs hidden, and the rest is for validation. {scale.num_unlabelled} more scans never had any. The "
         f"baseline, nnU-Net's own {scale.baseline}, sees the labelled scans; {TRAINER} sees the same labels, "
         f"and {num_hidden + scale.num_unlabelled} unlabelled scans with the synthetic images drawn to fit its "
-        f"pseudo-labels. Same plans, same small network, same {scale.num_epochs * 250} iterations.\n"
+        f"pseudo-labels. Same plans, same small network, same {scale.num_epochs * 250} iterations; in the "
+        f"first {scale.ramp_up_epochs} epoch(s) the unlabelled terms are ramped up, which the paper does not do.\n"
         "This is one short run on made-up images: it shows that everything works together and what comes out, and "
         "says little about what the method is worth on patients.")
 
@@ -123,6 +124,11 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
 
 
+def _enlarged_file(path: Path, caption: str) -> Picture:
+    from PIL import Image
+    return Picture.from_array(_enlarged(np.asarray(Image.open(path).convert("RGB"))), caption)
+
+
 def _curves(job: Job, fold: int) -> list:
     logs = {trainer: read_training_logs(job.results(trainer, fold)) for trainer in job.trainers}
     parts: list = [
@@ -139,8 +145,8 @@ def _curves(job: Job, fold: int) -> list:
         parts.append(curves(series, "epoch", "loss", f"The terms of {TRAINER}'s loss."))
     previews = sorted((job.results(TRAINER, fold) / "previews").glob("*.png"))
     if previews:
-        parts.append(Gallery([Picture.from_file(previews[-1], "an unlabelled slice, both pseudo-labels, and the "
-                                                              "synthetic images drawn from them, in the last epoch")]))
+        parts.append(Gallery([_enlarged_file(previews[-1], "an unlabelled slice, both pseudo-labels, and the synthetic "
+                                                           "images drawn from them, in the last epoch")]))
     return parts
 
 
@@ -170,7 +176,7 @@ def _synthesizer(job: Job, fold: int) -> list:
     parts: list = []
     samples = sorted((folder / "samples").glob("*.png"))
     if samples:
-        parts.append(Gallery([Picture.from_file(samples[-1], samples[-1].stem)],
+        parts.append(Gallery([_enlarged_file(samples[-1], samples[-1].stem)],
                              "Fixed conditions: the real slice, its label, and what is drawn for the label."))
     if (folder / "progress.png").exists():
         parts.append(Gallery([Picture.from_file(folder / "progress.png", "the GAN's losses")]))
