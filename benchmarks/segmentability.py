@@ -12,8 +12,6 @@ Writes `benchmarks/results/segmentability_<synthesizer>_<device>.json` and a gal
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.sean_decode import RESULTS, _cpu_name
-from nnunet_synth.atomic import write_json
+from benchmarks.record import RESULTS, write_result
 from nnunet_synth.data.phantom import PhantomSettings, draw_case, segment_by_intensity
 from nnunet_synth.evaluation.image_quality import (
     ThresholdSegmenter,
@@ -35,7 +32,7 @@ from nnunet_synth.evaluation.image_quality import (
     variance_of_laplacian,
 )
 from nnunet_synth.synthesizers import find_synthesizer
-from nnunet_synth.synthesizers.base import Slices, Synthesizer, SynthMeta, SynthRequest
+from nnunet_synth.synthesizers.base import Slices, StyleOptions, Synthesizer, SynthMeta, SynthRequest
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_gallery
 from nnunet_synth.synthesizers.pretrain import pretrain
 from nnunet_synth.synthesizers.semantic import SemanticClasses
@@ -122,12 +119,19 @@ def lesion_values(parts: list[Slices]) -> np.ndarray:
     return np.concatenate([part.image[:, 0][part.label > 0].numpy() for part in parts])
 
 
+def lesion_means(parts: list[Slices]) -> np.ndarray:
+    return np.array([lesion_values([part]).mean() for part in parts])
+
+
 def judge(synthesizer: Synthesizer, training: PhantomSlices, unseen: list[Slices], seed: int = 0) -> dict[str, Any]:
     """All measures; the intervals of the first segmenter are fitted on training slices, those of the second are given
     in HU by the phantom."""
     synthesizer.fit_pool(training)
     drawn = draw(synthesizer, unseen, seed)
-    other_style = draw(synthesizer, unseen, seed + 1)
+    averaged = synthesizer.style
+    synthesizer.style = StyleOptions(num_styles=1)      # the codes of single slices, twice: is style obeyed?
+    one_style, other_style = (lesion_means(draw(synthesizer, unseen, seed + number)) for number in (1, 2))
+    synthesizer.style = averaged
     fitted = ThresholdSegmenter.fit(training.with_lesions, [1])
 
     def given(part: Slices) -> np.ndarray:
@@ -147,8 +151,8 @@ def judge(synthesizer: Synthesizer, training: PhantomSlices, unseen: list[Slices
         "lesion_intensity_kl": lesion_histogram_kl(lesion_values(unseen), lesion_values(drawn)),
         "sharpness_ratio": sharpness[1] / sharpness[0],
         "lesion_mean_hu": {"real": float(lesion_values(unseen).mean() * 1000),
-                           "synthetic": float(lesion_values(drawn).mean() * 1000),
-                           "synthetic_in_another_style": float(lesion_values(other_style).mean() * 1000)},
+                           "synthetic": float(lesion_values(drawn).mean() * 1000)},
+        "lesion_mean_hu_between_two_styles": float(np.abs(one_style - other_style).mean() * 1000),
         "num_unseen_slices": len(unseen),
     }
 
@@ -198,11 +202,7 @@ def main() -> None:
                  seed=args.seed, picture=output.with_suffix(".png"))
     for key, value in result.items():
         print(f"{key}: {value}")
-    on_cuda = torch.device(args.device).type == "cuda"
-    write_json({"device": torch.cuda.get_device_name() if on_cuda else _cpu_name(), "threads": args.threads,
-                "torch": torch.__version__, "python": platform.python_version(),
-                "date": datetime.date.today().isoformat(), **result}, output)
-    print(f"written to {output}")
+    write_result(result, "segmentability", torch.device(args.device), output)
 
 
 if __name__ == "__main__":

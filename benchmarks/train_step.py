@@ -12,9 +12,7 @@ noise (the synthesizer's cost depends on the label map). Writes `benchmarks/resu
 from __future__ import annotations
 
 import argparse
-import datetime
 import multiprocessing
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,8 +28,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from benchmarks.sean_decode import RESULTS, _cpu_name
-from nnunet_synth.atomic import write_json
+from benchmarks.record import write_result
 from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.phantom import PhantomSettings, draw_case
 from nnunet_synth.losses.segmentation import PseudoLabels
@@ -228,25 +225,21 @@ def main() -> None:
               f"supervised  peak {memory[method]:7.0f} MiB")
     print(f"SA-CPS : CPS = {result['sacps_over_cps']:.2f} in time, {result['sacps_over_cps_memory']:.2f} in peak "
           f"memory; synthesis is {result['share_of_synthesis']:.0%} of the SA-CPS step")
-    output = args.output or RESULTS / f"train_step_{torch.device(args.device).type}.json"
-    write_json(result, output)
-    print(f"written to {output}")
+    write_result(result, "train_step", torch.device(args.device), args.output)
 
 
 def summarise(args: argparse.Namespace, seconds: dict[str, list[float]], synthesis: list[float],
               memory: dict[str, float]) -> dict[str, Any]:
     median = {method: float(np.median(times)) for method, times in seconds.items()}
-    on_cuda = args.device != "cpu"
     return {
-        "device": torch.cuda.get_device_name() if on_cuda else _cpu_name(), "threads": args.threads,
-        "torch": torch.__version__, "python": platform.python_version(), "date": datetime.date.today().isoformat(),
         "size": args.size, "batch": args.batch, "features": args.features, "preset": args.preset,
         "rounds": args.rounds, "seconds": seconds, "seconds_synthesis": synthesis, "median_seconds": median,
         "in_supervised_steps": {method: value / median["supervised"] for method, value in median.items()},
         "sacps_over_cps": median["SA-CPS"] / median["CPS"],
         "share_of_synthesis": float(np.median(synthesis)) / median["SA-CPS"],
         "peak_memory_mib": memory, "sacps_over_cps_memory": memory["SA-CPS"] / memory["CPS"],
-        "peak_memory_is": "allocator" if on_cuda else "resident size of a process of its own, without the libraries",
+        "peak_memory_is": "of the allocator" if args.device != "cpu" else
+                          "resident size of a process of its own, without the libraries",
     }
 
 
