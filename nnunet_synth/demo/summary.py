@@ -27,7 +27,7 @@ from nnunet_synth.evaluation.report import (
 
 LUNG_WINDOW = (-1250.0, 250.0)      # HU
 NUM_PICTURES = 4
-ENLARGED = 2                        # pixels of the report a pixel of the phantom
+ENLARGED = 3                        # pixels of the report a pixel of the phantom
 
 
 def write_summary(job: Job, runner: Runner) -> Path:
