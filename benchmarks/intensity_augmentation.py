@@ -1,6 +1,6 @@
 """How long does the intensity augmentation of one batch take: batched on the device, or batchgeneratorsv2's?
 
-    python benchmarks/intensity_augmentation.py [--device cuda]
+    python -m benchmarks.intensity_augmentation [--device cuda]
 
 Both augment the same batches, turn by turn, with nnU-Net's parameters. batchgeneratorsv2 goes through the batch sample
 by sample on the CPU, as it would inside a training step; on CUDA the way to the CPU and back is part of its time.
@@ -11,24 +11,20 @@ Prints a table and writes benchmarks/results/intensity_augmentation_<device>.jso
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from nnunet_synth.atomic import write_json
+from benchmarks.record import device_name, write_result
 from nnunet_synth.data.intensity_augmentation import augment_intensity
 
 SHAPES = {"2D": (24, 1, 256, 256), "3D": (4, 1, 64, 128, 128)}
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -46,13 +42,9 @@ def main() -> None:
         for who, times in row["milliseconds"].items():
             print(f"{row['name'] + ' ' + str(row['shape']):28} {who:22} "
                   f"{times['mean']:8.1f} {times['median']:8.1f} {times['max']:8.1f}")
-    target = RESULTS / f"intensity_augmentation_{device.type}.json"
-    write_json({
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "device": device_name(device),
-        "clock": clock(device).__name__, "batches": args.batches, "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "nnunetv2", "batchgeneratorsv2")}, "results": rows,
-    }, target)
-    print(f"written to {target}")
+    write_result({"clock": clock(device).__name__, "batches": args.batches, "results": rows,
+                  "libraries": {name: version(name) for name in ("nnunetv2", "batchgeneratorsv2")}},
+                 "intensity_augmentation", device)
 
 
 def measure(name: str, shape: tuple[int, ...], device: torch.device, num_batches: int) -> dict:
@@ -106,10 +98,6 @@ def clock(device: torch.device) -> Callable[[], float]:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -10,25 +10,21 @@ table and writes `benchmarks/results/sean_decode_<device>.json`.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_synth.atomic import write_json
+from benchmarks.record import write_result
 from nnunet_synth.synthesizers.ace import FoldedLabels, PatternLabels
 from nnunet_synth.synthesizers.label_patterns import find_label_patterns
 from nnunet_synth.synthesizers.sean import SEAN, Generator, SEANConfig
 from tests.reference import sean as published
 
 NUM_CLASSES = 4     # background, two lungs, infection
-RESULTS = Path(__file__).parent / "results"
 
 
 def lung_labels(number: int, size: int, seed: int = 0) -> Tensor:
@@ -139,21 +135,7 @@ def main() -> None:
                       f"{result['processor_seconds_per_image']:8.3f} {result['processor_speedup']:8.1f}×   "
                       f"{result['max_difference']:.1e}", flush=True)
 
-    output = args.output or RESULTS / f"sean_decode_{device.type}.json"
-    write_json({"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "device": _device_name(device),
-                "load_average": os.getloadavg()[0], "threads": args.threads, "dtype": "float32",
-                "versions": {"torch": torch.__version__, "python": platform.python_version()}, "rows": rows}, output)
-    print(f"written to {output}")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    write_result({"dtype": "float32", "rows": rows}, "sean_decode", device, args.output)
 
 
 if __name__ == "__main__":
