@@ -46,7 +46,7 @@ class Scale:
         return self.num_epochs // 2
 
 
-FULL = Scale(baseline="nnUNetTrainer_5epochs", num_epochs=5, pretraining_steps=500)
+FULL = Scale(baseline="nnUNetTrainer_5epochs", num_epochs=5, pretraining_steps=400)
 QUICK = Scale(baseline="nnUNetTrainer_1epoch", num_epochs=1, pretraining_steps=200, num_unlabelled=8, num_test=6)
 
 

@@ -24,7 +24,7 @@ from nnunet_synth.demo.runner import Runner, Step
 from nnunet_synth.demo.summary import read_training_logs, write_summary
 from nnunet_synth.errors import UserError
 
-TINY = dataclasses.replace(QUICK, num_labelled=6, num_unlabelled=2, num_test=2, num_visible=2, size=32, num_slices=3,
+TINY = dataclasses.replace(QUICK, num_labelled=6, num_unlabelled=2, num_test=2, num_visible=3, size=64, num_slices=4,
                            batch_size=2, pretraining_steps=4)
 LOG = """
 2026-01-01 10:00:00.000001: Epoch 0
