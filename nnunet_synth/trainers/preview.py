@@ -45,5 +45,5 @@ def write_preview(sample: PreviewSample, target: Path) -> None:
     low, high = np.percentile(images[0], (0.5, 99.5))
     grays = [to_gray(2 * (image - low) / max(high - low, 1e-6) - 1) for image in images]
     row = [grays[0], overlay(grays[0], y_1), overlay(grays[0], y_2), *grays[1:]]
-    titles = ["x_u", "y 1", "y 2", "synthetic 1 (y 2)", "synthetic 2 (y 1)"][:len(row)]
+    titles = ["x_u", "y 1", "y 2", "synth 1", "synth 2"][:len(row)]      # synth 1 is drawn from y 2, synth 2 from y 1
     write_gallery([row], titles, target)
