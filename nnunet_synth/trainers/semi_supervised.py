@@ -69,6 +69,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")) -> None:  # noqa: B008 - nnU-Net reads this signature
         # Refused before anything is written: nnU-Net's constructor makes the results folder.
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"this torch ({torch.__version__}) sees no CUDA device: train with -device cpu, or see "
+                            "nnunet_synth doctor")
         stock = PlansManager(plans).get_configuration(configuration)
         if stock.previous_stage_name is not None:
             raise NotImplementedError(f"{type(self).__name__} does not support cascades: the layout maps travel in the "

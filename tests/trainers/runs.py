@@ -19,14 +19,14 @@ SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per
 
 
 def make_trainer(trainer_class: type[nnUNetTrainer], root: Path, configuration: str = "2d", fold: int | str = 0,
-                 resume: bool = False, **settings: object) -> nnUNetTrainer:
+                 resume: bool = False, device: str = "cpu", **settings: object) -> nnUNetTrainer:
     """A trainer as `nnUNetv2_train` makes it; `settings` go into the plans that it is given."""
     preprocessed, = (root / "nnUNet_preprocessed").iterdir()
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     plans["configurations"][configuration].setdefault("nnunet_synth", {}).update({**SHORT, **settings})
     plans["continue_training"] = resume
     dataset_json = json.loads((preprocessed / "dataset.json").read_text())
-    return trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+    return trainer_class(plans, configuration, fold, dataset_json, torch.device(device))
 
 
 def resumed(trainer_class: type[nnUNetTrainer], root: Path, checkpoint: str = "checkpoint_latest.pth",

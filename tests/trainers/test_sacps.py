@@ -198,3 +198,10 @@ def test_settings_that_need_a_later_version_are_refused(planned_dataset: Path) -
         make_trainer(CPSTrainer, planned_dataset, label_source="head")
     with pytest.raises(UserError, match="synthetic_accept_threshold"):
         make_trainer(CPSTrainer, planned_dataset, synthetic_accept_threshold=0.1)
+
+
+def test_no_cuda_when_asked_for(planned_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no CUDA device"):
+        make_trainer(CPSTrainer, planned_dataset, device="cuda")
+    assert not list((planned_dataset / "nnUNet_results").iterdir())
