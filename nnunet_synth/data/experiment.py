@@ -141,19 +141,26 @@ class Experiment:
         return sorted(infer_dataset_class(str(self.data_folder)).get_identifiers(str(self.data_folder)))
 
     @cached_property
+    def pool_images(self) -> dict[str, list[Path]]:
+        """Case id → its files in `imagesUl`, both in order; the folder is listed once, pools are large."""
+        return self._images("imagesUl")
+
+    @property
     def pool_ids(self) -> list[str]:
         """Case ids of `imagesUl`."""
-        return self._image_ids("imagesUl")
+        return list(self.pool_images)
 
     @cached_property
     def test_ids(self) -> list[str]:
-        return self._image_ids("imagesTs")
+        return list(self._images("imagesTs"))
 
-    def _image_ids(self, folder: str) -> list[str]:
+    def _images(self, folder: str) -> dict[str, list[Path]]:
         ending = self.dataset_json["file_ending"]
         suffix_length = len("_0000") + len(ending)
-        files = (self.raw_folder / folder).glob(f"*_????{ending}")
-        return sorted({path.name[:-suffix_length] for path in files})
+        files: dict[str, list[Path]] = {}
+        for path in sorted((self.raw_folder / folder).glob(f"*_????{ending}")):
+            files.setdefault(path.name[:-suffix_length], []).append(path)
+        return dict(sorted(files.items()))
 
     # -- labels and classes ------------------------------------------------------------------------------------------
 

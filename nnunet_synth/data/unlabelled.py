@@ -5,7 +5,6 @@ It lies beside nnU-Net's folder, never in it: there its cases would end up in sp
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import shutil
@@ -62,7 +61,7 @@ class PoolPlan:
     def image_files(self, case_id: str) -> list[Path]:
         """The channels of a pool case. Raises UserError when their number is not the dataset's."""
         ending = self.experiment.dataset_json["file_ending"]
-        files = sorted((self.experiment.raw_folder / "imagesUl").glob(f"{glob.escape(case_id)}_????{ending}"))
+        files = self.experiment.pool_images[case_id]
         expected = [f"{case_id}_{channel:04d}{ending}" for channel in range(len(self.experiment.channel_names))]
         if [file.name for file in files] != expected:
             raise UserError(f"imagesUl holds {', '.join(file.name for file in files)} but the dataset has "
@@ -135,8 +134,9 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
         experiment.pool_folder.mkdir(parents=True, exist_ok=True)
         # Written before the first case: an interrupted run must be recognised as made with these plans.
         write_json({"preprocessing_sha256": plan.preprocessing_sha256}, plan.manifest_file)
-        _for_each(partial(_preprocess_case, experiment), [(case_id, plan.image_files(case_id)) for case_id in cases],
-                  num_processes, "preprocessing unlabelled cases")
+        preprocess = partial(_preprocess_case, experiment, _labelled_spacings(experiment))
+        _for_each(preprocess, [(case_id, plan.image_files(case_id)) for case_id in cases], num_processes,
+                  "preprocessing unlabelled cases")
     if layouts:
         if not experiment.layout_labels:
             raise UserError(f"{experiment.dataset_name} has layouts but its dataset.json does not say what their "
@@ -145,12 +145,13 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
     return plan
 
 
-def _preprocess_case(experiment: Experiment, case: tuple[str, list[Path]]) -> None:
+def _preprocess_case(experiment: Experiment, labelled_spacings: tuple[float, float],
+                     case: tuple[str, list[Path]]) -> None:
     """nnU-Net's preprocessing of one case without a label."""
     case_id, image_files = case
     preprocessor = experiment.configuration_manager.preprocessor_class(verbose=False)
     image, properties = read_image(image_files, experiment.plans_manager.image_reader_writer_class())
-    _check_spacing(experiment, properties["spacing"], image_files[0])
+    _check_spacing(labelled_spacings, properties["spacing"], image_files[0])
     data, outside, properties = preprocessor.run_case_npy(
         image, None, properties, experiment.plans_manager, experiment.configuration_manager, experiment.dataset_json)
     properties["class_locations"] = {}      # nothing to oversample: nobody labelled it
@@ -177,11 +178,18 @@ def _preprocess_case_layout(experiment: Experiment, case: tuple[str, Path]) -> N
     preprocess_layout(experiment, case_id, raw_file, data.shape[1:], properties)
 
 
-def _check_spacing(experiment: Experiment, spacing: list[float], file: Path) -> None:
+def _labelled_spacings(experiment: Experiment) -> tuple[float, float]:
+    """The finest and the coarsest spacing of the labelled cases, mm.
+
+    Without order: which axis is the slice axis differs between scanners' exports.
+    """
     fingerprint = json.loads((experiment.preprocessed_folder / "dataset_fingerprint.json").read_text())
     labelled = np.array(fingerprint["spacings"], dtype=float)
-    # Compared without order: which axis is the slice axis differs between scanners' exports.
-    finest, coarsest = np.min(labelled), np.max(labelled)
+    return float(labelled.min()), float(labelled.max())
+
+
+def _check_spacing(labelled: tuple[float, float], spacing: list[float], file: Path) -> None:
+    finest, coarsest = labelled
     spacing = np.asarray(spacing, dtype=float)
     if not np.all(np.isfinite(spacing)) or spacing.min() < finest / PLAUSIBLE_SPACING_FACTOR \
             or spacing.max() > coarsest * PLAUSIBLE_SPACING_FACTOR:

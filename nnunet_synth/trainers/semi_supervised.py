@@ -45,7 +45,7 @@ from nnunet_synth.data.loaders import (
 )
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.splits import check_split, find_split, load_splits
-from nnunet_synth.data.unlabelled import PoolPlan, check_pool, preprocess_pool
+from nnunet_synth.data.unlabelled import PoolPlan, preprocess_pool
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.segmentation import PseudoLabels
 from nnunet_synth.trainers.checkpoint import (
@@ -154,7 +154,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             preprocess_pool(experiment, num_processes=max(1, get_allowed_n_proc_DA()))
         if self.is_ddp:
             dist.barrier()
-        check_pool(experiment)
         num_unlabelled = len(experiment.pool_ids) + len(experiment.unlabelled_ids)
         if num_unlabelled == 0:
             raise UserError(f"{experiment.dataset_name} has no unlabelled scans: put them into "
