@@ -21,7 +21,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from benchmarks.record import device_name, write_result
+from benchmarks.record import device_name, synchronise, write_result
 from nnunet_synth.data.intensity_augmentation import augment_intensity
 
 SHAPES = {"2D": (24, 1, 256, 256), "3D": (4, 1, 64, 128, 128)}
@@ -84,20 +84,15 @@ def sample_by_sample(num_axes: int) -> Callable[[Tensor], Tensor]:
 
 def milliseconds(augment: Callable[[Tensor], Tensor], images: Tensor) -> float:
     now = clock(images.device)
-    synchronize(images.device)
+    synchronise(images.device)
     start = now()
     augment(images)
-    synchronize(images.device)
+    synchronise(images.device)
     return 1000 * (now() - start)
 
 
 def clock(device: torch.device) -> Callable[[], float]:
     return time.process_time if device.type == "cpu" else time.perf_counter
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

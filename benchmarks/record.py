@@ -28,6 +28,12 @@ def circumstances(device: torch.device) -> dict[str, Any]:
             "versions": {"torch": torch.__version__, "python": platform.python_version()}}
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

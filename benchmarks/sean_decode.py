@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.record import write_result
+from benchmarks.record import synchronise, write_result
 from nnunet_synth.synthesizers.ace import FoldedLabels, PatternLabels
 from nnunet_synth.synthesizers.label_patterns import find_label_patterns
 from nnunet_synth.synthesizers.sean import SEAN, Generator, SEANConfig
@@ -52,21 +52,16 @@ def measure(forms: dict[str, Callable[[], Tensor]], device: torch.device, budget
     begin = time.perf_counter()
     while len(times["published"]) < 2 or (len(times["published"]) < 15 and time.perf_counter() - begin < budget):
         for name, draw in forms.items():
-            _synchronise(device)
+            synchronise(device)
             start, start_cpu = time.perf_counter(), time.process_time()
             draw()
-            _synchronise(device)
+            synchronise(device)
             times[name].append({"wall": time.perf_counter() - start, "cpu": time.process_time() - start_cpu})
     return times
 
 
 def median(times: list[dict], clock: str) -> float:
     return float(np.median([one[clock] for one in times]))
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def random_generator(config: SEANConfig, device: torch.device) -> Generator:

@@ -28,7 +28,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
-from benchmarks.record import write_result
+from benchmarks.record import synchronise, write_result
 from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.phantom import PhantomSettings, draw_case
 from nnunet_synth.losses.segmentation import PseudoLabels
@@ -150,19 +150,15 @@ class Bench:
 
     def step(self, method: str) -> float:
         """Seconds of one step."""
-        self._synchronise()
+        synchronise(self.device)
         start = time.perf_counter()
         if method == "supervised":
             self.supervised()
         else:
             draw = partial(self.synthesis.draw, batch=self.batch.unlabelled)
             self.cross_pseudo(draw if method == "SA-CPS" else None)
-        self._synchronise()
+        synchronise(self.device)
         return time.perf_counter() - start
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def peak_memory(args: argparse.Namespace, method: str) -> float:

@@ -91,14 +91,12 @@ def _loss_on_usable(network: nn.Module, x_s: Tensor, target: Tensor, ok: Tensor,
                     pseudo_labels: PseudoLabels) -> Tensor:
     """L_Seg over the samples that are `ok`; 0 (but with a gradient, DDP waits for one) where none is."""
     usable = ok.nonzero()[:, 0]
-    weight = 1.0
-    if len(usable) == 0:
-        usable, weight = torch.arange(len(ok), device=ok.device), 0.0
-    elif isinstance(network, DistributedDataParallel):
-        # Batch Dice gathers over the ranks, whose batches must stay equal: repeat usable samples in place of others.
-        usable = usable[torch.arange(len(ok), device=ok.device) % len(usable)]
-    if len(usable) < len(ok) or weight == 0 or isinstance(network, DistributedDataParallel):
+    if 0 < len(usable) < len(ok):
+        if isinstance(network, DistributedDataParallel):
+            # Batch Dice gathers over the ranks, whose batches must stay equal: usable samples stand in for the others.
+            usable = usable[torch.arange(len(ok), device=ok.device) % len(usable)]
         x_s, target = x_s[usable], target[usable]
+    weight = 0.0 if len(usable) == 0 else 1.0
     outputs = network(x_s)
     return weight * loss(outputs, pseudo_labels.for_outputs(target, outputs))
 

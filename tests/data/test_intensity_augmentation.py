@@ -26,14 +26,6 @@ TRANSFORMS = [ours.gaussian_noise, ours.gaussian_blur, ours.brightness, ours.con
               ours.gamma_inverted, ours.gamma]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 

@@ -22,14 +22,6 @@ from nnunet_synth.synthesizers.pretrain import _StageRun, pretrain
 from tests.synthesizers.toy import ToySlices, build_toy
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def equal_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
