@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from nnunet_synth.dataset_conversion.sources import Source
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -25,12 +26,14 @@ class CaseContent:
         label: integers declared in the dataset's labels; None where nobody labelled the case.
         layout: integer anatomy map, if the source has one.
         repairs: what was changed on the way here, one short phrase each ("mirrored left to right"), for the report.
+        metadata: what only reading tells (the chosen series, the rejected ones); joins the case's metadata.
     """
 
     images: tuple[SimpleITK.Image, ...]
     label: SimpleITK.Image | None = None
     layout: SimpleITK.Image | None = None
     repairs: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,16 @@ class Case:
     Attributes:
         id: its name in the nnU-Net dataset, unique over all roles.
         role: `labelled` → imagesTr, `unlabelled` → imagesUl, `test` → imagesTs.
-        sources: every file it is read from; their SHA-256 go into the report.
+        sources: everything it is read from; names and SHA-256 go into the report.
         read: returns the content; runs in a worker process, so it is a module-level function or a partial of one.
             A UserError from it rejects this case with that reason.
         group: patient or volume, for splits that never part a group; empty if unknown.
-        metadata: more that the source knows (JSON values), kept in the report.
+        metadata: more that the source knows (JSON values), kept in the report; text and numbers also in metadata.csv.
     """
 
     id: str
     role: Role
-    sources: tuple[Path, ...]
+    sources: tuple[Source, ...]
     read: Callable[[], CaseContent]
     group: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
