@@ -6,7 +6,8 @@ import argparse
 import errno
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from nnunet_synth import __version__
 from nnunet_synth.errors import UserError
@@ -38,12 +39,25 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; verbs of `commands/` add their own arguments."""
     parser = argparse.ArgumentParser(prog="nnunet_synth", description="Train nnU-Net with the scans nobody labelled.")
     parser.add_argument("--version", action="version", version=f"nnunet_synth {__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_VerbParser)
     for verb in VERBS:
         module = importlib.import_module(f"nnunet_synth.commands.{verb}")
         subparser = subparsers.add_parser(verb, help=module.HELP, description=module.__doc__,
                                           epilog=f"example:\n  {module.EXAMPLE}",
                                           formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.add_arguments(subparser)
+        subparser.add_arguments = module.add_arguments
         subparser.set_defaults(run=module.run)
     return parser
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """Asks its verb for the arguments only when it is that verb's turn: those of `convert` come out of the converters,
+    which import NumPy, and the other verbs shall start without."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        if self.add_arguments is not None:
+            add_arguments, self.add_arguments = self.add_arguments, None
+            add_arguments(self)
+        return super().parse_known_args(*args, **kwargs)

@@ -1,96 +1,105 @@
 """Turn a download into a normal nnU-Net raw dataset with labelled, unlabelled and test cases.
 
-  covid-semiseg   8-bit pictures of COVID-19 CT slices (Inf-Net, https://github.com/DengPingFan/Inf-Net, for
-                  non-commercial use): 50 labelled, 1,600 unlabelled, and the test set if SOURCE has `TestingSet`.
-                  SOURCE is the folder `Dataset` of the release or its parent. Task `infection` (the default) or
-                  `multiclass` (ground glass, consolidation). Spacing is 1: distances are in pixels.
+SOURCE is the folder of the downloaded archives, of the extracted ones, or one archive (.zip, .tar). Archives are read
+without being unpacked, and nothing is downloaded: `nnunet_synth convert TYPE --help` says where the data is to be had,
+under which licence, how large it is and which files are expected.
 
-Nothing is downloaded. Every image is checked; conversion_report.json says of each case whether it was written, repaired
-(how) or rejected (why), with the SHA-256 of its source files. The dataset appears complete or not at all.
+Every image is checked; conversion_report.json says of each case whether it was written, repaired (how) or rejected
+(why), with the SHA-256 of its source files. The dataset appears complete or not at all; a conversion that was stopped
+goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.dataset_conversion.converter import CONVERTERS, load_converter
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
     from nnunet_synth.dataset_conversion.writer import ConversionReport
 
 HELP = "turn a public dataset into a raw nnU-Net dataset with unlabelled cases"
-EXAMPLE = "nnunet_synth convert covid-semiseg ~/downloads/COVID-SemiSeg/Dataset -d 520 --task infection"
-
-
-class Converter(NamedTuple):
-    """A module of `dataset_conversion` with `describe(task)` and `find_cases(source, task)`."""
-
-    module: str
-    tasks: tuple[str, ...]          # the first is the default
-
-
-CONVERTERS = {
-    "covid-semiseg": Converter("covid_semiseg", ("infection", "multiclass")),
-}
+EXAMPLE = "nnunet_synth convert mosmed ~/downloads/COVID19_1110 -d 521 --jobs 4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source_type", metavar="TYPE", choices=sorted(CONVERTERS),
-                        help=f"which public dataset it is: {', '.join(sorted(CONVERTERS))}")
-    parser.add_argument("source", metavar="SOURCE", help="folder of the extracted download")
-    parser.add_argument("-d", "--dataset-id", type=int, required=True, metavar="ID",
-                        help="id of the new nnU-Net dataset, 1 to 999")
-    parser.add_argument("--name", help="name of the new dataset, letters and digits (default: that of the source)")
-    parser.add_argument("--task", help="what is to be segmented (default: the first of the dataset's tasks)")
-    parser.add_argument("--check", action="store_true", help="read and check everything, write nothing")
-    parser.add_argument("--allow-rejected", action="store_true",
-                        help="leave out labelled and test cases that cannot be used instead of stopping")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+    types = parser.add_subparsers(dest="source_type", metavar="TYPE", required=True,
+                                  parser_class=argparse.ArgumentParser,
+                                  help="which download it is; TYPE --help shows the options and the expected files")
+    for name in _found():
+        converter = load_converter(name)
+        type_parser = types.add_parser(name, help=converter.HELP, description=converter.__doc__,
+                                       epilog=f"example:\n  {converter.EXAMPLE}",
+                                       formatter_class=argparse.RawDescriptionHelpFormatter)
+        type_parser.add_argument("source", metavar="SOURCE",
+                                 help="folder of the download, as archives or extracted, or one archive")
+        target = type_parser.add_mutually_exclusive_group(required=True)
+        target.add_argument("-d", "--dataset-id", type=int, metavar="ID",
+                            help="id of the new nnU-Net dataset, 1 to 999")
+        target.add_argument("--add-to-pool", type=int, metavar="ID",
+                            help="no new dataset: add every scan, without its label, to imagesUl of this one")
+        type_parser.add_argument("--name", help="name of the new dataset, letters and digits (default: the source's)")
+        type_parser.add_argument("--check", action="store_true", help="read and check everything, write nothing")
+        type_parser.add_argument("--allow-rejected", action="store_true",
+                                 help="leave out labelled and test cases that cannot be used instead of stopping")
+        type_parser.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+        converter.add_arguments(type_parser.add_argument_group(f"options of {name}"))
+
+
+def _found() -> list[str]:
+    return [name for name, module in CONVERTERS.items()
+            if importlib.util.find_spec(f"nnunet_synth.dataset_conversion.{module}")]
 
 
 def run(args: argparse.Namespace) -> None:
-    convert(args.source_type, args.source, args.dataset_id, name=args.name, task=args.task, check=args.check,
-            allow_rejected=args.allow_rejected, jobs=args.jobs)
+    options = {field.name: getattr(args, field.name) for field in fields(load_converter(args.source_type).Options)
+               if hasattr(args, field.name)}
+    convert(args.source_type, args.source, args.dataset_id, name=args.name, check=args.check,
+            allow_rejected=args.allow_rejected, jobs=args.jobs, add_to_pool=args.add_to_pool, **options)
 
 
-def convert(source_type: str, source: str | Path, dataset_id: int, name: str | None = None, task: str | None = None,
-            check: bool = False, allow_rejected: bool = False, jobs: int = 1) -> ConversionReport:
-    """Convert one public dataset and print what became of its cases.
+def convert(source_type: str, source: str | Path, dataset_id: int | None = None, name: str | None = None,
+            check: bool = False, allow_rejected: bool = False, jobs: int = 1, add_to_pool: int | None = None,
+            **options: Any) -> ConversionReport:
+    """Convert one download and print what became of its cases.
 
     Args:
         source_type: a key of `CONVERTERS`.
-        source: folder of the extracted download; nothing is written there.
+        source: folder of the download or one archive; nothing is written there.
         dataset_id: 1 to 999, not in use.
         name: second part of DatasetXXX_Name.
-        task: which labels; the first of the dataset's tasks if not given.
         check: only read, check and report.
         allow_rejected: leave out labelled and test cases that cannot be used.
         jobs: worker processes.
+        add_to_pool: instead of `dataset_id`, the dataset to whose imagesUl every scan is added.
+        options: fields of the converter's `Options`.
 
     Raises:
-        UserError: unknown type or task, id in use, a source that is not this dataset, a case that cannot be used.
+        UserError: unknown type or option, id in use, a source that is not this dataset, a case that cannot be used.
     """
     if source_type not in CONVERTERS:
-        raise UserError(f"unknown dataset {source_type!r}: choose one of {', '.join(sorted(CONVERTERS))}")
-    converter = CONVERTERS[source_type]
-    task = task or converter.tasks[0]
-    if task not in converter.tasks:
-        raise UserError(f"{source_type} has no task {task!r}: choose one of {', '.join(converter.tasks)}")
+        raise UserError(f"unknown dataset {source_type!r}: choose one of {', '.join(CONVERTERS)}")
+    converter = load_converter(source_type)
+    options = _checked_options(source_type, converter.Options, options)
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: at least one worker is needed")
-
-    dataset = importlib.import_module(f"nnunet_synth.dataset_conversion.{converter.module}")
-    description = dataset.describe(task)
+    if (dataset_id is None) == (add_to_pool is None):
+        raise UserError("give either the id of a new dataset (-d) or that of an existing one (--add-to-pool)")
+    if add_to_pool is not None:
+        raise UserError("--add-to-pool is being written")
+    description = converter.describe(options)
     target = _target(dataset_id, name or description.name)
 
     from nnunet_synth.dataset_conversion.writer import write_dataset
-    report = write_dataset(dataset.find_cases(source, task), description, target, num_jobs=jobs, check_only=check,
-                           allow_rejected=allow_rejected)
+    report = write_dataset(converter.find_cases(Path(source), options), description, target, num_jobs=jobs,
+                           check_only=check, allow_rejected=allow_rejected)
     print(report.table())
     for note in description.notes:
         print(f"note: {note}")
@@ -102,6 +111,14 @@ def convert(source_type: str, source: str | Path, dataset_id: int, name: str | N
               f"-c {'2d' if description.num_dimensions == 2 else '2d 3d_fullres'} --verify_dataset_integrity, then "
               f"nnunet_synth layouts {dataset_id} --method threshold")
     return report
+
+
+def _checked_options(source_type: str, options_class: type, options: dict[str, Any]) -> Any:
+    known = [field.name for field in fields(options_class)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise UserError(f"{source_type} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
+    return options_class(**options)
 
 
 def _target(dataset_id: int, name: str) -> Path:

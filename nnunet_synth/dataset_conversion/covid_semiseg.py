@@ -1,6 +1,10 @@
 """COVID-SemiSeg: 8-bit pictures of COVID-19 CT slices, 50 labelled, 1,600 unlabelled, 48 or 50 to test on.
 
-The tree of the public release (Inf-Net, Fan et al. 2020); `Dataset` or its parent may be given as SOURCE:
+Where: https://github.com/DengPingFan/Inf-Net names the download (COVID-SemiSeg.zip, about 100 MB).
+Licence: for non-commercial use, as the publisher states.
+Cite: D.-P. Fan et al., Inf-Net, IEEE Transactions on Medical Imaging 39(8), 2020.
+
+SOURCE is the zip, a folder that holds it, or the extracted release (its folder `Dataset` or any folder above):
 
     Dataset/TrainingSet/LungInfection-Train/Doctor-label/{Imgs/*.jpg,GT/*.png}     50 slices, infection
     Dataset/TrainingSet/LungInfection-Train/Pseudo-label/Imgs/*.jpg                1,600 slices nobody labelled
@@ -8,28 +12,39 @@ The tree of the public release (Inf-Net, Fan et al. 2020); `Dataset` or its pare
     Dataset/TestingSet/LungInfection-Test/{Imgs/*.jpg,GT/*.png}                    with or without GT
     Dataset/TestingSet/MultiClassInfection-Test/{Imgs/*.jpg,GT/*.png}
 
-`Edge`, `Prior` and the authors' own pseudo-labels are not read.
+`Edge`, `Prior` and the authors' own pseudo-labels are not read. No spacing is known: it is set to 1, so distances are
+in pixels.
 
-**One orientation.** Rows run from the patient's right (top) to the left (bottom) in all parts: the dome of the liver
-is in the upper lung, the descending aorta below the spine. Columns run from anterior to posterior (spine on the right)
-in the labelled and test slices and in the unlabelled `radiopaedia` volumes, and the other way in the unlabelled
-`coronacases` volumes. So those are mirrored left to right; turning them by 180° would exchange the lungs. The choice
-is made per volume from the picture (the vertebra is the brightest thing near the midline), not from its name.
-Labelled and test slices stay as published, so predictions can be scored against the publisher's masks.
+One orientation. Rows run from the patient's right (top) to the left (bottom) in all parts: the dome of the liver is in
+the upper lung, the descending aorta below the spine. Columns run from anterior to posterior (spine on the right) in the
+labelled and test slices and in the unlabelled `radiopaedia` volumes, and the other way in the unlabelled `coronacases`
+volumes. So those are mirrored left to right; turning them by 180 degrees would exchange the lungs. The choice is made
+per volume from the picture (the vertebra is the brightest thing near the midline), not from its name. Labelled and test
+slices stay as published, so predictions can be scored against the publisher's masks.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, Role
+from nnunet_synth.dataset_conversion.sources import SourceFile, list_files
 from nnunet_synth.errors import UserError
+
+if TYPE_CHECKING:
+    from nnunet_synth.dataset_conversion.writer import CaseReport
+
+HELP = "COVID-SemiSeg (Inf-Net): 50 labelled and 1,600 unlabelled CT slices as 8-bit pictures"
+EXAMPLE = "nnunet_synth convert covid-semiseg ~/downloads/COVID-SemiSeg/Dataset -d 520 --task infection"
 
 Task = Literal["infection", "multiclass"]
 TASKS: dict[str, dict[str, int]] = {
@@ -38,22 +53,39 @@ TASKS: dict[str, dict[str, int]] = {
 }
 COLOURS = {(0, 0, 0): 0, (128, 0, 0): 1, (0, 128, 0): 2}        # of the multi-class masks
 
-_TRAIN = Path("TrainingSet")
-_UNLABELLED = _TRAIN / "LungInfection-Train" / "Pseudo-label"
-_LABELLED = {"infection": _TRAIN / "LungInfection-Train" / "Doctor-label",
-             "multiclass": _TRAIN / "MultiClassInfection-Train"}
-_TEST = {"infection": Path("TestingSet") / "LungInfection-Test",
-         "multiclass": Path("TestingSet") / "MultiClassInfection-Test"}
+_UNLABELLED = "TrainingSet/LungInfection-Train/Pseudo-label"
+_LABELLED = {"infection": "TrainingSet/LungInfection-Train/Doctor-label",
+             "multiclass": "TrainingSet/MultiClassInfection-Train"}
+_TEST = {"infection": "TestingSet/LungInfection-Test", "multiclass": "TestingSet/MultiClassInfection-Test"}
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 _SLICES_PER_VOTE = 15
 
 
-def describe(task: Task = "infection") -> DatasetDescription:
+@dataclass(frozen=True)
+class Options:
+    """
+    Attributes:
+        task: `infection`, or `multiclass` for ground glass and consolidation.
+    """
+
+    task: Task = "infection"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"covid-semiseg has no task {self.task!r}: choose one of {', '.join(TASKS)}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=tuple(TASKS), default="infection",
+                        help="infection (default), or multiclass: ground glass and consolidation")
+
+
+def describe(options: Options) -> DatasetDescription:
     """What `dataset.json` says about it."""
     return DatasetDescription(
         name="COVIDSemiSeg",
         channel_names=("gray",),        # not CT: nnU-Net z-scores each slice, as its window is unknown
-        labels=TASKS[task],
+        labels=TASKS[options.task],
         file_ending=".png",
         reader_writer="NaturalImage2DIO",
         num_dimensions=2,
@@ -61,7 +93,7 @@ def describe(task: Task = "infection") -> DatasetDescription:
         citation="D.-P. Fan et al., Inf-Net: Automatic COVID-19 Lung Infection Segmentation from CT Images, "
                  "IEEE Transactions on Medical Imaging 39(8):2626-2637, 2020, doi:10.1109/TMI.2020.2996645",
         source="https://github.com/DengPingFan/Inf-Net",
-        description=f"COVID-19 CT slices as 8-bit pictures, task {task}",
+        description=f"COVID-19 CT slices as 8-bit pictures, task {options.task}",
         orientation="LP",
         notes=("no spacing is known: it is set to 1, so distances (NSD, HD95) are in pixels, not in mm",
                "8-bit gray values of unknown windows, not HU: the channel is called gray and each slice is z-scored",
@@ -69,36 +101,36 @@ def describe(task: Task = "infection") -> DatasetDescription:
     )
 
 
-def find_cases(source: str | Path, task: Task = "infection") -> Iterator[Case]:
+def find_cases(source: str | Path, options: Options) -> Iterator[Case]:
     """Yield the labelled, the test and the unlabelled cases; ids are the publisher's file names without ending.
-
-    Args:
-        source: the folder `Dataset` of the release, or its parent.
-        task: `infection`, or `multiclass` for ground glass and consolidation.
 
     Raises:
         UserError: `source` is not this dataset.
     """
-    root = _find_root(Path(source))
-    labelled = root / _LABELLED[task]
-    if not _images(labelled / "Imgs"):
-        raise UserError(f"{labelled / 'Imgs'} holds no images: is {source} the folder `Dataset` of COVID-SemiSeg?")
-    if not (labelled / "GT").is_dir():
-        raise UserError(f"{labelled / 'GT'} does not exist: the masks of the labelled slices are missing")
-    yield from _part(_images(labelled / "Imgs"), "labelled", labelled / "GT", task)
+    folders = _pictures_by_folder(source)
+    labelled = _LABELLED[options.task]
+    if not folders.get(f"{labelled}/Imgs"):
+        raise UserError(f"{labelled}/Imgs holds no images in {source}: is that the COVID-SemiSeg release?")
+    if f"{labelled}/GT" not in folders:
+        raise UserError(f"{labelled}/GT is not in {source}: the masks of the labelled slices are missing")
+    yield from _part(folders[f"{labelled}/Imgs"], "labelled", folders[f"{labelled}/GT"], options.task)
 
-    test = root / _TEST[task]
-    if task == "multiclass" and not test.is_dir():
-        test = root / _TEST["infection"]            # the images are the same, its masks are of another task
-        yield from _part(_images(test / "Imgs"), "test", None, task)
-    else:
-        yield from _part(_images(test / "Imgs"), "test", test / "GT" if (test / "GT").is_dir() else None, task)
+    # Without multi-class test masks the images are the same, but the masks are of another task.
+    test = next((part for part in (_TEST[options.task], _TEST["infection"]) if f"{part}/Imgs" in folders), None)
+    if test is not None:
+        masks = folders.get(f"{test}/GT") if test == _TEST[options.task] else None
+        yield from _part(folders[f"{test}/Imgs"], "test", masks, options.task)
 
-    volumes: dict[str, list[Path]] = {}
-    for image in _images(root / _UNLABELLED / "Imgs"):
-        volumes.setdefault(volume_of(image.stem), []).append(image)
+    volumes: dict[str, list[SourceFile]] = {}
+    for image in folders.get(f"{_UNLABELLED}/Imgs", ()):
+        volumes.setdefault(volume_of(image.path.stem), []).append(image)
     for volume, images in volumes.items():
-        yield from _part(images, "unlabelled", None, task, group=volume)
+        yield from _part(images, "unlabelled", None, options.task, group=volume)
+
+
+def make_splits(cases: Sequence[CaseReport], options: Options) -> list[dict[str, Any]]:
+    """nnU-Net's own folds: of which volume or patient the labelled slices are was not published."""
+    return []
 
 
 def volume_of(case_id: str) -> str:
@@ -106,51 +138,60 @@ def volume_of(case_id: str) -> str:
     return re.sub(r"_\d+$", "", case_id)
 
 
-def _find_root(source: Path) -> Path:
-    if not source.is_dir():
-        raise UserError(f"{source} is not a folder: give the extracted COVID-SemiSeg release (its folder `Dataset`)")
-    for root in (source, source / "Dataset"):
-        if (root / _TRAIN).is_dir():
-            return root
-    raise UserError(f"{source} holds neither TrainingSet nor Dataset/TrainingSet: it is not the COVID-SemiSeg release")
+def _pictures_by_folder(source: str | Path) -> dict[str, list[SourceFile]]:
+    """Folder of the release, as TrainingSet/…/Imgs → its pictures in the order of their names."""
+    folders: dict[str, list[SourceFile]] = {}
+    roots = set()
+    for file in list_files(source):
+        parts = file.path.parts
+        start = next((index for index, part in enumerate(parts) if part in ("TrainingSet", "TestingSet")), None)
+        if start is not None and file.path.suffix.lower() in _IMAGE_ENDINGS:
+            roots.add("/".join(parts[:start]) or ".")
+            folders.setdefault("/".join(parts[start:-1]), []).append(file)
+    if not any(folder.startswith("TrainingSet/") for folder in folders):
+        raise UserError(f"{source} holds no TrainingSet: it is not the COVID-SemiSeg release")
+    if len(roots) > 1:
+        raise UserError(f"{source} holds the release {len(roots)} times ({', '.join(sorted(roots)[:3])}): give one")
+    return folders
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir()
-                  if path.suffix.lower() in _IMAGE_ENDINGS and not path.name.startswith("."))
+def _part(images: list[SourceFile], role: Role, masks: list[SourceFile] | None, task: Task,
+          group: str = "") -> Iterator[Case]:
+    """The cases of one folder or volume, which all show the patient the same way.
 
-
-def _part(images: list[Path], role: str, masks: Path | None, task: Task, group: str = "") -> Iterator[Case]:
-    """The cases of one folder or volume, which all show the patient the same way."""
-    if not images:
-        return
+    Args:
+        masks: their masks, called as the images are; None where nobody labelled them.
+    """
+    mask_of = {mask.path.stem: mask for mask in masks or ()}
     mirrored, share = _spine_is_on_the_left(images)
     for image in images:
-        mask = masks / f"{image.stem}.png" if masks else None
-        yield Case(id=image.stem, role=role, sources=(image, mask) if mask else (image,),
-                   read=partial(read_case, image, mask, task, mirrored), group=group,
+        case_id = image.path.stem
+        mask = mask_of.get(case_id)
+        read = partial(read_case, image, mask, task, mirrored)
+        yield Case(id=case_id, role=role, sources=(image, mask) if mask else (image,),
+                   read=partial(_refuse, image) if masks and not mask else read, group=group,
                    metadata={"mirrored": mirrored, "orientation_vote": round(share, 2)})
+
+
+def _refuse(image: SourceFile) -> CaseContent:
+    raise UserError(f"{image.path.stem}.png is not in the folder GT: the mask of {image.path.name} is missing")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # One case
 
 
-def read_case(image_file: Path, mask_file: Path | None, task: Task, mirrored: bool) -> CaseContent:
+def read_case(image_file: SourceFile, mask_file: SourceFile | None, task: Task, mirrored: bool) -> CaseContent:
     """Read one slice [H, W] uint8 and its mask. Raises UserError with the reason why it cannot be used."""
     import SimpleITK
     repairs: list[str] = []
     pixels = _gray(_open(image_file), image_file, repairs)
     label = None
     if mask_file is not None:
-        if not mask_file.is_file():
-            raise UserError(f"{mask_file} does not exist: the mask of {image_file.name} is missing")
         decode = _infection if task == "infection" else _multiclass
         label = decode(_open(mask_file), mask_file, repairs)
         if label.shape != pixels.shape:
-            raise UserError(f"{mask_file} is {_size(label)}, its image {image_file.name} is {_size(pixels)}")
+            raise UserError(f"{mask_file} is {_size(label)}, its image {image_file.path.name} is {_size(pixels)}")
     if mirrored:
         pixels, label = pixels[:, ::-1], None if label is None else label[:, ::-1]
         repairs.append("mirrored left to right")
@@ -159,24 +200,27 @@ def read_case(image_file: Path, mask_file: Path | None, task: Task, mirrored: bo
                        label=None if label is None else to_image(np.ascontiguousarray(label)), repairs=tuple(repairs))
 
 
-def _open(file: Path) -> np.ndarray:
+def _open(file: SourceFile) -> np.ndarray:
     """The decoded picture [H, W] or [H, W, 3] uint8; a palette becomes its colours."""
     from PIL import Image
-
-    from nnunet_synth.data.raw_images import check_file
-    check_file(file)
+    content = file.read_bytes()
+    if not content:
+        raise UserError(f"{file} is empty (0 bytes): copy it again")
     try:
-        with Image.open(file) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             picture.load()
             if picture.mode not in ("1", "L", "P", "RGB", "RGBA", "LA"):
                 raise UserError(f"{file} is a picture of mode {picture.mode}: expected 8 bits a channel")
             return np.asarray(picture if picture.mode in ("L", "RGB") else
                               picture.convert("L" if picture.mode == "1" else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file} is truncated or corrupt: copy it again ({error})") from error
+        if isinstance(error, UserError):
+            raise
+        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f"{file} is truncated or corrupt: copy it again ({reason})") from error
 
 
-def _gray(picture: np.ndarray, file: Path, repairs: list[str]) -> np.ndarray:
+def _gray(picture: np.ndarray, file: SourceFile, repairs: list[str]) -> np.ndarray:
     if picture.ndim == 2:
         return picture
     spread = int(np.ptp(picture.astype(np.int16), axis=2).max())
@@ -186,7 +230,7 @@ def _gray(picture: np.ndarray, file: Path, repairs: list[str]) -> np.ndarray:
     return np.rint(picture.mean(axis=2)).astype(np.uint8)
 
 
-def _infection(picture: np.ndarray, file: Path, repairs: list[str]) -> np.ndarray:
+def _infection(picture: np.ndarray, file: SourceFile, repairs: list[str]) -> np.ndarray:
     """Binary mask {0, 255}; JPEG or resampling leaves values between, which are cut at 128."""
     gray = _gray(picture, file, repairs)
     num_odd = int(((gray != 0) & (gray != 255)).sum())
@@ -198,7 +242,7 @@ def _infection(picture: np.ndarray, file: Path, repairs: list[str]) -> np.ndarra
     return (gray >= 128).astype(np.uint8)
 
 
-def _multiclass(picture: np.ndarray, file: Path, repairs: list[str]) -> np.ndarray:
+def _multiclass(picture: np.ndarray, file: SourceFile, repairs: list[str]) -> np.ndarray:
     """(0,0,0) → 0, (128,0,0) → 1, (0,128,0) → 2; slightly other colours go to the nearest of them."""
     if picture.ndim != 3:
         raise UserError(f"{file} is a gray mask: the multi-class masks are (128,0,0) and (0,128,0) on black")
@@ -215,7 +259,7 @@ def _multiclass(picture: np.ndarray, file: Path, repairs: list[str]) -> np.ndarr
     return np.array(list(COLOURS.values()), dtype=np.uint8)[distance.argmin(axis=-1)]
 
 
-def _check_share(num_odd: int, num_pixels: int, file: Path, expected: str, allowed: float = 0.05,
+def _check_share(num_odd: int, num_pixels: int, file: SourceFile, expected: str, allowed: float = 0.05,
                  example: tuple[int, ...] | None = None) -> None:
     if num_odd > allowed * num_pixels:
         found = f", e.g. {example}" if example else ""
@@ -230,7 +274,7 @@ def _size(array: np.ndarray) -> str:
 # Which way the patient lies
 
 
-def _spine_is_on_the_left(images: list[Path]) -> tuple[bool, float]:
+def _spine_is_on_the_left(images: list[SourceFile]) -> tuple[bool, float]:
     """Majority over some slices of one volume, and the share of slices that agree."""
     chosen = np.unique(np.linspace(0, len(images) - 1, min(_SLICES_PER_VOTE, len(images))).astype(int))
     votes = []

@@ -10,7 +10,6 @@ The dataset appears complete or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -26,6 +25,7 @@ from nnunet_synth import __version__
 from nnunet_synth.atomic import atomic_folder, write_json
 from nnunet_synth.data.raw_images import check_file, check_raw_image
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, Role
+from nnunet_synth.dataset_conversion.sources import Source
 from nnunet_synth.errors import UserError
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
@@ -189,11 +189,11 @@ def convert_case(case: Case, description: DatasetDescription, folder: Path | Non
     try:
         content = case.read()
         # After reading: a missing file has its own message then.
-        sources = {str(file): _sha256(file) for file in case.sources}
+        sources = {str(source): _sha256(source) for source in case.sources}
         _check_content(case, content, description)
     except UserError as error:
         return CaseReport(case.id, case.role, "rejected", reason=str(error), group=case.group,
-                          sources=sources or {str(file): _sha256(file) for file in case.sources},
+                          sources=sources or {str(source): _sha256(source) for source in case.sources},
                           metadata=dict(case.metadata))
     if folder is not None:
         _write_content(case, content, description, folder)
@@ -202,7 +202,8 @@ def convert_case(case: Case, description: DatasetDescription, folder: Path | Non
         case.id, case.role, "repaired" if content.repairs else "written", repairs=content.repairs,
         has_label=content.label is not None, has_layout=content.layout is not None,
         label_counts=_label_counts(content.label), shape=tuple(reversed(first.GetSize())),
-        spacing=tuple(reversed(first.GetSpacing())), group=case.group, sources=sources, metadata=dict(case.metadata))
+        spacing=tuple(reversed(first.GetSpacing())), group=case.group, sources=sources,
+        metadata={**case.metadata, **content.metadata})
 
 
 def _check_content(case: Case, content: CaseContent, description: DatasetDescription) -> None:
@@ -282,15 +283,11 @@ def _label_counts(label: SimpleITK.Image | None) -> dict[str, int]:
     return {str(int(value)): int(count) for value, count in zip(values, counts, strict=True)}
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
+def _sha256(source: Source) -> str:
     try:
-        with open(file, "rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-    return digest.hexdigest()
+        return source.sha256()
+    except UserError as error:
+        return f"unreadable: {error}"
 
 
 def _rounded(values: Iterable[float]) -> str:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from nnunet_synth.cli import main
-from nnunet_synth.commands.convert import CONVERTERS, convert
+from nnunet_synth.commands.convert import _found, convert
+from nnunet_synth.dataset_conversion.converter import load_converter
 from nnunet_synth.errors import UserError
 from tests.conftest import set_folders
 from tests.makers.covid_semiseg import NUM_LABELLED, NUM_TEST, SLICES_OF, write_tree
@@ -160,7 +161,7 @@ def test_an_id_in_use_is_refused(source, tmp_path, capsys, folder):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(source="/nowhere"), "not a folder"), (dict(task="nodules"), "no task 'nodules'"),
+    (dict(source="/nowhere"), "does not exist"), (dict(task="nodules"), "no task 'nodules'"),
     (dict(name="a b"), "letters and digits"), (dict(dataset_id=1000), "1 to 999"), (dict(jobs=0), "--jobs 0"),
     (dict(source_type="mosmod"), "unknown dataset"),
 ])
@@ -177,9 +178,7 @@ def test_unset_environment(source, monkeypatch):
 
 
 def test_every_converter_is_described():
-    import importlib
-    for converter in CONVERTERS.values():
-        module = importlib.import_module(f"nnunet_synth.dataset_conversion.{converter.module}")
-        for task in converter.tasks:
-            description = module.describe(task)
-            assert description.citation and description.licence and description.labels["background"] == 0
+    for name in _found():
+        converter = load_converter(name)
+        description = converter.describe(converter.Options())
+        assert description.citation and description.licence and description.labels["background"] == 0

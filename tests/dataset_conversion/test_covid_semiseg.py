@@ -5,7 +5,15 @@ import pytest
 import SimpleITK
 from PIL import Image
 
-from nnunet_synth.dataset_conversion.covid_semiseg import describe, find_cases, read_case, spine_side, volume_of
+from nnunet_synth.dataset_conversion.covid_semiseg import (
+    Options,
+    describe,
+    find_cases,
+    read_case,
+    spine_side,
+    volume_of,
+)
+from nnunet_synth.dataset_conversion.sources import SourceFile
 from nnunet_synth.errors import UserError
 from tests.makers.covid_semiseg import NUM_LABELLED, NUM_TEST, SLICES_OF, colour, draw_slice, write_tree
 
@@ -14,8 +22,8 @@ def array(image: SimpleITK.Image) -> np.ndarray:
     return SimpleITK.GetArrayFromImage(image)
 
 
-def pixels(file: Path) -> np.ndarray:
-    return np.asarray(Image.open(file))
+def pixels(file: Path | SourceFile) -> np.ndarray:
+    return np.asarray(Image.open(Path(str(file))))
 
 
 def by_role(cases: list, role: str) -> dict:
@@ -25,7 +33,7 @@ def by_role(cases: list, role: str) -> dict:
 @pytest.mark.parametrize("start", ["Dataset", ""])
 def test_all_parts_are_found_from_the_folder_or_its_parent(tmp_path, start):
     write_tree(tmp_path)
-    cases = list(find_cases(tmp_path / start))
+    cases = list(find_cases(tmp_path / start, Options()))
     assert set(by_role(cases, "labelled")) == {str(index) for index in range(NUM_LABELLED)}
     assert set(by_role(cases, "test")) == {str(50 + index) for index in range(NUM_TEST)}
     unlabelled = by_role(cases, "unlabelled")
@@ -36,10 +44,10 @@ def test_all_parts_are_found_from_the_folder_or_its_parent(tmp_path, start):
 def test_a_test_set_is_optional_and_so_are_its_masks(tmp_path):
     without, images, masks = (write_tree(tmp_path / name, *options) for name, *options in
                               (("a", False), ("b", True, False), ("c", True, True)))
-    assert not by_role(list(find_cases(without)), "test")
-    assert all(case.read().label is None for case in by_role(list(find_cases(images)), "test").values())
+    assert not by_role(list(find_cases(without, Options())), "test")
+    assert all(case.read().label is None for case in by_role(list(find_cases(images, Options())), "test").values())
     for task in ("infection", "multiclass"):
-        for case in by_role(list(find_cases(masks, task)), "test").values():
+        for case in by_role(list(find_cases(masks, Options(task))), "test").values():
             label = array(case.read().label)
             expected = draw_slice(150 + int(case.id))[1]
             np.testing.assert_array_equal(label, expected if task == "multiclass" else expected > 0)
@@ -51,14 +59,14 @@ def test_multiclass_never_takes_the_infection_masks_of_the_test_set(tmp_path):
         file.unlink()
     for folder in ("Imgs", "GT", "."):
         (source / "TestingSet" / "MultiClassInfection-Test" / folder).rmdir()
-    test = by_role(list(find_cases(source, "multiclass")), "test")
+    test = by_role(list(find_cases(source, Options("multiclass"))), "test")
     assert len(test) == NUM_TEST and all(case.read().label is None for case in test.values())
 
 
 @pytest.mark.parametrize("task", ["infection", "multiclass"])
 def test_labelled_slices_stay_as_published_pixel_for_pixel(tmp_path, task):
     source = write_tree(tmp_path)
-    for case_id, case in by_role(list(find_cases(source, task)), "labelled").items():
+    for case_id, case in by_role(list(find_cases(source, Options(task))), "labelled").items():
         content = case.read()
         image_file, _ = case.sources
         np.testing.assert_array_equal(array(content.images[0]), pixels(image_file))
@@ -70,7 +78,7 @@ def test_labelled_slices_stay_as_published_pixel_for_pixel(tmp_path, task):
 
 def test_coronacases_are_mirrored_and_radiopaedia_is_not(tmp_path):
     source = write_tree(tmp_path)
-    for case in by_role(list(find_cases(source)), "unlabelled").values():
+    for case in by_role(list(find_cases(source, Options())), "unlabelled").values():
         content, published = case.read(), pixels(case.sources[0])
         if "coronacases" in case.id:
             np.testing.assert_array_equal(array(content.images[0]), published[:, ::-1])
@@ -85,7 +93,7 @@ def test_the_way_a_volume_lies_is_seen_in_the_picture_not_in_its_name(tmp_path):
     folder = source / "TrainingSet" / "LungInfection-Train" / "Pseudo-label" / "Imgs"
     for file in folder.glob("*coronacases*"):
         Image.fromarray(np.ascontiguousarray(pixels(file)[:, ::-1])).save(file, quality=95)
-    assert not any(case.read().repairs for case in find_cases(source))
+    assert not any(case.read().repairs for case in find_cases(source, Options()))
 
 
 def test_volume_of():
@@ -97,11 +105,11 @@ def test_volume_of():
 # -- odd pictures ------------------------------------------------------------------------------------------------------
 
 
-def save(tmp_path: Path, mask: np.ndarray, **options: object) -> tuple[Path, Path]:
+def save(tmp_path: Path, mask: np.ndarray, **options: object) -> tuple[SourceFile, SourceFile]:
     image_file, mask_file = tmp_path / "7.jpg", tmp_path / "7.png"
     Image.fromarray(draw_slice(0, mask.shape[:2])[0]).save(image_file)
     Image.fromarray(mask).save(mask_file, **options)
-    return image_file, mask_file
+    return SourceFile(tmp_path, "7.jpg"), SourceFile(tmp_path, "7.png")
 
 
 def test_few_values_between_are_cut_at_128_and_counted(tmp_path):
@@ -130,7 +138,7 @@ def test_palette_and_rgb_masks_mean_the_same(tmp_path):
     np.testing.assert_array_equal(array(read_case(*files, "multiclass", False).label), lesions)
     palette = Image.fromarray(lesions).convert("P")
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
-    palette.save(files[1])
+    palette.save(tmp_path / "7.png")
     np.testing.assert_array_equal(array(read_case(*files, "multiclass", False).label), lesions)
 
 
@@ -155,15 +163,15 @@ def test_gray_slices_saved_as_rgb_are_read_and_colour_pictures_are_not(tmp_path)
     gray = draw_slice(0, (60, 50))[0]
     file = tmp_path / "x.png"
     Image.fromarray(np.stack([gray] * 3, axis=-1)).save(file)
-    content = read_case(file, None, "infection", False)
+    content = read_case(SourceFile(tmp_path, "x.png"), None, "infection", False)
     np.testing.assert_array_equal(array(content.images[0]), gray)
     assert content.repairs == ("RGB to gray",)
     Image.fromarray(np.stack([gray, gray, 255 - gray], axis=-1)).save(file)
     with pytest.raises(UserError, match="colour picture"):
-        read_case(file, None, "infection", False)
+        read_case(SourceFile(tmp_path, "x.png"), None, "infection", False)
     Image.fromarray(gray.astype(np.uint16) * 256).save(file)
     with pytest.raises(UserError, match="8 bits"):
-        read_case(file, None, "infection", False)
+        read_case(SourceFile(tmp_path, "x.png"), None, "infection", False)
 
 
 def test_spine_side_is_the_bright_side_of_the_middle():
@@ -178,7 +186,7 @@ def test_spine_side_is_the_bright_side_of_the_middle():
 
 
 def test_the_real_release(shared_data):
-    cases = list(find_cases(shared_data / "covid_semiseg"))
+    cases = list(find_cases(shared_data / "covid_semiseg", Options()))
     labelled, unlabelled, test = (by_role(cases, role) for role in ("labelled", "unlabelled", "test"))
     assert (len(labelled), len(unlabelled), len(test)) == (50, 1600, 48)
     assert len({case.group for case in unlabelled.values()}) == 20
@@ -186,7 +194,7 @@ def test_the_real_release(shared_data):
     assert all(case.metadata["mirrored"] == ("coronacases" in case.id) for case in cases)
     assert all(case.metadata["orientation_vote"] >= 0.75 for case in cases)
     infection = labelled["0"].read()
-    multiclass = by_role(list(find_cases(shared_data / "covid_semiseg", "multiclass")), "labelled")["0"].read()
+    multiclass = by_role(list(find_cases(shared_data / "covid_semiseg", Options("multiclass"))), "labelled")["0"].read()
     np.testing.assert_array_equal(array(infection.label), array(multiclass.label) > 0)
     np.testing.assert_array_equal(array(infection.images[0]), pixels(labelled["0"].sources[0]))
-    assert set(describe("multiclass").labels) == {"background", "ground_glass", "consolidation"}
+    assert set(describe(Options("multiclass")).labels) == {"background", "ground_glass", "consolidation"}

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK
 
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.sources import SourceFile
 from nnunet_synth.dataset_conversion.writer import write_dataset
 from nnunet_synth.errors import UserError
 
@@ -38,11 +39,11 @@ def content(image=None, label=None, layout=None, repairs=(), **geometry):
 
 
 def case(tmp_path: Path, case_id: str, role="labelled", **options) -> Case:
-    source = tmp_path / f"{case_id}.source"
-    source.write_text(case_id)
+    (tmp_path / f"{case_id}.source").write_text(case_id)
     if role == "labelled":
         options = {"label": LABEL, **options}
-    return Case(case_id, role, (source,), partial(content, **options), group="patient", metadata={"age": 5})
+    return Case(case_id, role, (SourceFile(tmp_path, f"{case_id}.source"),), partial(content, **options),
+                group="patient", metadata={"age": 5})
 
 
 def read(file: Path) -> SimpleITK.Image:
