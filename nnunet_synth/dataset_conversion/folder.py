@@ -1,0 +1,272 @@
+"""Your own scans: a folder of volumes (NIfTI, NRRD, MetaImage) or of DICOM series, with or without label maps.
+
+    nnunet_synth convert folder SOURCE --labels LABELS --unlabelled MORE_SCANS -d ID
+
+    SOURCE/ANN.nii.gz           one volume a case: .nii.gz .nii .nrrd .mha, or .mhd with its .raw or .zraw; sub-folders
+                                are searched too. ANN_0000.nii.gz is ANN where every volume has this suffix
+    SOURCE/BOB/….dcm            or one DICOM series a case, whatever its files are called
+    LABELS/ANN.nii.gz           the label map of a scan has its name, in any of these formats; of a DICOM series, that
+                                of the folder that holds it alone, or its SeriesInstanceUID
+    MORE_SCANS/…                as SOURCE; nothing of it is labelled
+
+SOURCE, LABELS and MORE_SCANS may be zip or tar archives (without gzip), and LABELS and MORE_SCANS may lie in SOURCE.
+Scans of SOURCE without a label map join the unlabelled ones. Licence and citation are your business; dataset.json says
+"user's own data".
+
+Each image becomes an LPS array (x to the patient's left, y to posterior, z to superior); the values of the voxels and
+their places in the patient do not change. A label map lies on the grid of its image, in any axis order. It holds
+background=0 and infection=1 unless --label-names says otherwise; one with any other value is rejected.
+
+The channel CT promises Hounsfield units. Nothing is rescaled: a volume whose values do not look like HU is written as
+it is, and the report says so. DICOM series must be CT: slope and intercept are applied, and localisers, reformats,
+series with missing slices (unless --allow-gaps) or fewer than --min-slices are rejected with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
+from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned
+from nnunet_synth.errors import UserError
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+    from nnunet_synth.dataset_conversion.writer import CaseReport
+
+HELP = "your own volumes (NIfTI, NRRD, MetaImage) or DICOM series, with or without label maps"
+EXAMPLE = ("nnunet_synth convert folder ~/scans --labels ~/masks --unlabelled ~/more_scans "
+           "--label-names background=0 infection=1 -d 510 --name MyLungs")
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+DATA_OF_MHD = (".raw", ".zraw")
+LABELS = {"background": 0, "infection": 1}
+CT = "CT"
+# A chest CT holds air (-1000 HU) and bone; the lowest padding in use is about -3024.
+LOWEST_HU, AIR_BELOW, BONE_ABOVE = -4096, -500, 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about the folder.
+
+    Attributes:
+        labels: folder or archive of the label maps.
+        unlabelled: folder or archive of more scans.
+        label_names: name → value, or pairs of them; values 0, 1, 2, … with `background` = 0.
+        channel: nnU-Net's channel name; `CT` = Hounsfield units, another is standardised per image.
+        min_slices: DICOM series with fewer are rejected.
+        allow_gaps: interpolate missing DICOM slices instead of rejecting the series.
+    """
+
+    labels: Path | None = None
+    unlabelled: Path | None = None
+    label_names: Mapping[str, int] = field(default_factory=lambda: dict(LABELS))
+    channel: str = CT
+    min_slices: int = 10
+    allow_gaps: bool = False
+
+    def __post_init__(self) -> None:
+        names = dict(self.label_names)
+        object.__setattr__(self, "label_names", names)
+        if names.get("background") != 0 or sorted(names.values()) != list(range(len(names))) or len(names) < 2:
+            raise UserError(f"label names {_named(names)}: nnU-Net needs background=0 and 1, 2, 3, … without a gap")
+        if not self.channel:
+            raise UserError("the channel needs a name: CT for Hounsfield units")
+        if self.min_slices < 1:
+            raise UserError(f"--min-slices {self.min_slices}: a series has at least one slice")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=Path, metavar="FOLDER", help="label maps, each named as its scan")
+    parser.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="more scans, none of them labelled")
+    parser.add_argument("--label-names", type=_pair, nargs="+", metavar="NAME=VALUE", default=dict(LABELS),
+                        help="what the values of the label maps mean (default: background=0 infection=1)")
+    parser.add_argument("--channel", default=CT, metavar="NAME",
+                        help="CT (Hounsfield units, the default), or the name of another kind of image")
+    parser.add_argument("--min-slices", type=int, default=Options.min_slices, metavar="N",
+                        help="DICOM series with fewer slices are rejected (default: %(default)s)")
+    parser.add_argument("--allow-gaps", action="store_true",
+                        help="interpolate missing DICOM slices instead of rejecting the series")
+
+
+def describe(options: Options) -> DatasetDescription:
+    """What `dataset.json` says about it."""
+    own = "user's own data"
+    notes = () if options.channel != CT else (
+        "the channel CT promises Hounsfield units: look at the cases whose values do not look like them",)
+    return DatasetDescription(
+        name="Own", channel_names=(options.channel,), labels=options.label_names, file_ending=".nii.gz",
+        reader_writer="SimpleITKIO", num_dimensions=3, licence=own, citation=own, source=own,
+        description="converted from a folder of the user's own", notes=notes)
+
+
+def find_cases(source: str | Path, options: Options) -> Iterator[Case]:
+    """Yield the scans of SOURCE, then those that nobody labelled; ids are the scans' names, made safe for nnU-Net.
+
+    Args:
+        source: folder or archive of volumes or of DICOM series.
+
+    Raises:
+        UserError: no scans; two scans or two label maps of one name; a label map that belongs to no scan.
+    """
+    labels = _label_maps(options.labels)
+    scans = _find_scans(source, options)
+    known = {name for scan in scans for name in scan.names}
+    strays = [files[0] for name, files in labels.items() if name not in known]
+    if strays:
+        raise UserError(f"{len(strays)} label map(s) belong to no scan of {source}, e.g. {strays[0]}: give a label map "
+                        "the name of its scan")
+    for scan in scans:
+        yield _case(scan, _label_of(scan, labels), options)
+    for scan in _find_scans(options.unlabelled, options) if options.unlabelled else ():
+        yield _case(scan, (), options)
+
+
+def make_splits(cases: Sequence[CaseReport], options: Options) -> list[dict[str, Any]]:
+    """None of our own: nnU-Net draws its five folds."""
+    return []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What lies there
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume that was found.
+
+    Attributes:
+        id: safe name, unique.
+        names: those its label map may have.
+        read: returns the image as stored.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    sources: tuple[Source, ...]
+    read: Callable[[], SimpleITK.Image]
+
+
+def _find_scans(source: str | Path, options: Options) -> list[Scan]:
+    others = [Path(folder).resolve() for folder in (options.labels, options.unlabelled)
+              if folder is not None and Path(folder).resolve() != Path(source).resolve()]
+    files = [file for file in list_files(source)
+             if not any((file.root / file.name).is_relative_to(folder) for folder in others)]
+    volumes = _volumes(files)
+    if not volumes:
+        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM files")
+    return [Scan(name, (name,), parts, partial(read_volume, parts[0])) for name, parts in volumes.items()]
+
+
+def _label_maps(folder: Path | None) -> dict[str, tuple[SourceFile, ...]]:
+    if folder is None:
+        return {}
+    labels = _volumes(list(list_files(folder)))
+    if not labels:
+        raise UserError(f"{folder} holds no label maps ({', '.join(ENDINGS)})")
+    return labels
+
+
+def _label_of(scan: Scan, labels: Mapping[str, tuple[SourceFile, ...]]) -> tuple[SourceFile, ...]:
+    found = [labels[name] for name in scan.names if name in labels]
+    if len(found) > 1:
+        raise UserError(f"{found[0][0]} and {found[1][0]} would both be the label map of {scan.id}: remove one")
+    return found[0] if found else ()
+
+
+def _volumes(files: Sequence[SourceFile]) -> dict[str, tuple[SourceFile, ...]]:
+    """Safe name → volume, with the file of its voxels if it is a header alone.
+
+    nnU-Net's channel suffix is dropped where every volume has it; elsewhere it is a number like any other.
+    """
+    volumes = [(file, _stem(file)) for file in files if _stem(file)]
+    if all(stem.endswith("_0000") for _, stem in volumes):
+        volumes = [(file, stem.removesuffix("_0000")) for file, stem in volumes]
+    voxels = {str(file): file for file in files if file.path.suffix.lower() in DATA_OF_MHD}
+    named: dict[str, tuple[SourceFile, ...]] = {}
+    for file, stem in volumes:
+        name = safe_id(stem)
+        if name in named:
+            raise UserError(f"{named[name][0]} and {file} would both be case {name}: rename one")
+        named[name] = (file, *_voxels_of(file, voxels))
+    return named
+
+
+def _voxels_of(file: SourceFile, voxels: Mapping[str, SourceFile]) -> list[SourceFile]:
+    if file.path.suffix.lower() != ".mhd":
+        return []
+    if file.is_in_archive:
+        raise UserError(f"{file} has its voxels in another file: extract this archive and give the folder")
+    stem = str(file)[:-len(".mhd")]
+    return [voxels[stem + ending] for ending in DATA_OF_MHD if stem + ending in voxels]
+
+
+def _stem(file: SourceFile) -> str:
+    """The name without the ending of a volume; empty for other files."""
+    name = file.path.name
+    return next((name[:-len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), "")
+
+
+def safe_id(name: str) -> str:
+    """A case id that every part of nnU-Net can handle: `scan 1 (Köln)_seg` → `scan_1_K_ln-seg`.
+
+    nnU-Net takes `CASE_seg.b2nd` for the segmentation of CASE.
+    """
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")
+    return re.sub(r"_seg$", "-seg", name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One case
+
+
+def _case(scan: Scan, label: tuple[SourceFile, ...], options: Options) -> Case:
+    return Case(id=scan.id, role="labelled" if label else "unlabelled", sources=(*scan.sources, *label),
+                read=partial(read_case, scan.read, label[0] if label else None, options.label_names, options.channel))
+
+
+def read_case(read: Callable[[], SimpleITK.Image], label_file: SourceFile | None, label_names: Mapping[str, int],
+              channel: str) -> CaseContent:
+    """One scan and its label map as LPS arrays. Raises UserError with the reason why it cannot be used."""
+    import SimpleITK
+    stored = read()
+    image = compact(to_lps(stored))
+    values = SimpleITK.GetArrayViewFromImage(image)
+    lowest, highest = float(values.min()), float(values.max())
+    is_odd = channel == CT and not (LOWEST_HU <= lowest <= AIR_BELOW and highest >= BONE_ABOVE)
+    warning = ("NOT repaired: values do not look like HU, written as they are",) if is_odd else ()
+    return CaseContent((image,), None if label_file is None else _read_label(label_file, label_names),
+                       repairs=(*turned(stored), *warning),
+                       metadata={"lowest_value": lowest, "highest_value": highest})
+
+
+def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> SimpleITK.Image:
+    import SimpleITK
+    label = to_lps(read_volume(file))
+    unnamed = np.setdiff1d(SimpleITK.GetArrayViewFromImage(label), list(label_names.values()))
+    if unnamed.size:
+        raise UserError(f"{file} holds {unnamed.size} value(s) without a name, {unnamed[:5].tolist()}: name them with "
+                        f"--label-names {_named(label_names)} …")
+    return label
+
+
+def _pair(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not name or not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as in infection=1")
+    return name, int(value)
+
+
+def _named(names: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={value}" for name, value in names.items())
