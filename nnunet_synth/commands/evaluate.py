@@ -1,11 +1,14 @@
-"""Compare predicted segmentations with the true ones: DSC, NSD and HD95 of each case and class.
+"""Compare predicted segmentations with the true ones: DSC, NSD, HD95, precision, recall and lesion-wise F1.
 
 PRED and GT are folders with the same file names. Classes and regions come from the dataset.json beside GT (or in it,
 or in PRED), else each value that occurs in GT is a class. NSD and HD95 are DeepMind's (surface elements weighted by
 their area), in mm; 2D images such as PNG have no spacing, there one pixel counts as one mm.
 
+Lesions are connected components. A true lesion is found if --lesion-overlap of it is covered by the prediction, a
+predicted one is confirmed if that share of it lies in the truth (Commowick et al. 2018); lesion_F1 joins both shares.
+
 Where prediction and truth are both empty, a case has no score and is left out of the mean (num_both_empty says how
-many). Where only one is empty, DSC and NSD are 0 and HD95 is the diagonal of the image.
+many). Where only one is empty, HD95 is the diagonal of the image and every other measure is 0.
 
 Writes evaluation.csv (one line a case and class) and evaluation.json (the same and the summary).
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 
 from nnunet_synth.errors import UserError
 
-HELP = "compare predictions with the truth: DSC, NSD, HD95"
+HELP = "compare predictions with the truth: DSC, NSD, HD95, precision, recall, lesion-wise F1"
 EXAMPLE = "nnunet_synth evaluate predictions/ $nnUNet_raw/Dataset501_Lungs/labelsTs --tolerance 1"
 
 
@@ -29,16 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", metavar="LABEL",
                         help="evaluate these only: names from dataset.json, or values (default: all)")
     parser.add_argument("--tolerance", type=float, default=1.0, help="of the NSD, in mm (default: 1)")
+    parser.add_argument("--lesion-overlap", type=float, default=0.1, metavar="SHARE",
+                        help="of a lesion, to count it as found or confirmed (default: 0.1)")
+    parser.add_argument("--min-lesion-volume", type=float, default=0.0, metavar="MM3",
+                        help="components below this are no lesions (mm³; 2D: mm² or pixels; default: 0)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go (default: PRED)")
     parser.add_argument("--dataset-json", type=Path, metavar="FILE", help="names the classes, regions and ignore label")
 
 
 def run(args: argparse.Namespace) -> None:
-    evaluate(args.predictions, args.truth, args.labels, args.tolerance, args.output, args.dataset_json)
+    evaluate(args.predictions, args.truth, args.labels, args.tolerance, args.output, args.dataset_json,
+             args.lesion_overlap, args.min_lesion_volume)
 
 
 def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | int] | None = None,
-             tolerance: float = 1.0, output: str | Path | None = None, dataset_json: str | Path | None = None) -> dict:
+             tolerance: float = 1.0, output: str | Path | None = None, dataset_json: str | Path | None = None,
+             lesion_overlap: float = 0.1, min_lesion_volume: float = 0.0) -> dict:
     """Write and print what this module's docstring says.
 
     Args:
@@ -47,14 +56,18 @@ def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | 
         tolerance: of the NSD, mm.
         output: folder for the results; None = `predictions`.
         dataset_json: nnU-Net's; None = the one beside or in `truth`, or in `predictions`, if any.
+        lesion_overlap: share of a lesion that must be covered.
+        min_lesion_volume: mm³ (2D: mm² or pixels); smaller components are no lesions.
 
     Returns:
         The results as in `evaluation.json`, NaN where that has null.
 
     Raises:
-        UserError: names, geometry or label values do not match, an unreadable file, an unknown label.
+        UserError: names, geometry or label values do not match, an unreadable file, an unknown label, a value out of
+            its range.
     """
-    from nnunet_synth.evaluation.segmentation import classes_of, evaluate_folders, write_results
+    from nnunet_synth.evaluation.segmentation import Criteria, classes_of, evaluate_folders, write_results
+    criteria = Criteria(tolerance, lesion_overlap, min_lesion_volume)
     predictions, truth = Path(predictions), Path(truth)
     candidates = [truth.absolute().parent, truth, predictions]
     dataset_json = Path(dataset_json) if dataset_json else next(
@@ -62,7 +75,7 @@ def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | 
     classes, ignore, declared = classes_of(dataset_json) if dataset_json else (None, None, None)
     if labels:
         classes = _select(classes, labels, dataset_json)
-    results = evaluate_folders(predictions, truth, classes, ignore, declared, tolerance)
+    results = evaluate_folders(predictions, truth, classes, ignore, declared, criteria)
     write_results(results, Path(output or predictions))
     print(table(results))
     return results
@@ -86,15 +99,15 @@ def _select(classes: dict[str, list[int]] | None, labels: Sequence[str | int], s
 
 
 def table(results: dict) -> str:
-    """The summary as text: mean ± standard deviation over the cases that have a score."""
-    unit = results["unit"]
-    headings = ["DSC", f"NSD at {results['tolerance']:g} {unit}", f"HD95 ({unit})"]
-    lines = ["  ".join([f"{'class':<20}", "cases", "both empty", *(f"{heading:>17}" for heading in headings)])]
-    for name, summary in results["summary"].items():
-        cells = [_mean_sd(summary[metric], digits) for metric, digits in (("DSC", 3), ("NSD", 3), ("HD95", 2))]
-        lines.append("  ".join([f"{name:<20}", f"{summary['num_cases']:>5}", f"{summary['num_both_empty']:>10}",
-                                *(f"{cell:>17}" for cell in cells)]))
-    return "\n".join(lines)
+    """The summary as text, a column a class: mean ± standard deviation over the cases that have a score."""
+    from nnunet_synth.evaluation.segmentation import DIGITS, headings
+    summaries = results["summary"].values()
+    lines = [["", *results["summary"]], ["cases", *(f"{summary['num_cases']}" for summary in summaries)],
+             ["both empty", *(f"{summary['num_both_empty']}" for summary in summaries)]]
+    lines += [[heading, *(_mean_sd(summary[metric], DIGITS[metric]) for summary in summaries)]
+              for metric, heading in headings(results["tolerance"], results["unit"]).items()]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in lines)
 
 
 def _mean_sd(score: dict[str, float], digits: int) -> str:

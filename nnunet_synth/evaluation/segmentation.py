@@ -1,4 +1,8 @@
-"""How well a segmentation matches the truth: DSC, NSD and HD95 of each case and class.
+"""How well a segmentation matches the truth: overlap, surfaces and lesions of each case and class.
+
+    DSC, precision, recall   of voxels
+    NSD, HD95                of surfaces
+    lesion_F1                of lesions, see `lesions.py`
 
 Surfaces follow DeepMind's `surface-distance` (Nikolov et al. 2021, arXiv:1809.04430): a surface element lies at every
 corner of the voxel grid around which the 2×2(×2) voxels are not all equal, has the area (in 2D: the length) of the
@@ -6,8 +10,9 @@ marching-cubes surface through it, and the distance to the nearest element of th
 within the tolerance over the whole area of both surfaces, HD95 the larger of the two 95th percentiles by area.
 
 Empty cases:
-    both empty: nothing to find and nothing found; DSC, NSD and HD95 are NaN and left out of the mean (as in nnU-Net);
-    one empty: DSC and NSD are 0, HD95 is the diagonal of the image in mm, the largest distance there can be.
+    both empty: nothing to find and nothing found; every measure is NaN and left out of the mean (as in nnU-Net);
+    one empty: HD95 is the diagonal of the image in mm, the largest distance there can be, and all others are 0
+        (precision and recall too, where one of them would be 0/0).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,13 +34,49 @@ from scipy.ndimage import distance_transform_edt
 from nnunet_synth.atomic import write_json, write_text
 from nnunet_synth.data.raw_images import check_file, read_segmentation
 from nnunet_synth.errors import UserError
+from nnunet_synth.evaluation.lesions import LesionCounts, count_lesions
 from nnunet_synth.progress import progress
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-METRICS = ("DSC", "NSD", "HD95")
+METRICS = ("DSC", "NSD", "HD95", "precision", "recall", "lesion_F1")
+LOWER_IS_BETTER = ("HD95",)
+DIGITS = {metric: 2 if metric == "HD95" else 3 for metric in METRICS}        # decimals worth showing
+COUNTS = ("true_lesions", "found_lesions", "predicted_lesions", "confirmed_lesions")      # what lesion_F1 was made of
 FLAT = 900.0        # nnU-Net's readers give a 2D image a spacing of 999 between slices
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What the measures call near, found and a lesion.
+
+    Attributes:
+        tolerance: of the NSD, in mm; in pixels for 2D images, whose spacing is 1.
+        lesion_overlap: the share of a lesion that must be covered, 0 < share ≤ 1.
+        min_lesion_volume: mm³ (2D: mm² or pixels); smaller components are no lesions.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    tolerance: float = 1.0
+    lesion_overlap: float = 0.1
+    min_lesion_volume: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise UserError(f"the tolerance is a distance in mm, 0 or more, not {self.tolerance}")
+        if not 0 < self.lesion_overlap <= 1:
+            raise UserError(f"the lesion overlap is a share above 0 and up to 1, not {self.lesion_overlap}")
+        if not (math.isfinite(self.min_lesion_volume) and self.min_lesion_volume >= 0):
+            raise UserError(f"the minimal lesion volume is in mm³, 0 or more, not {self.min_lesion_volume}")
+
+
+def headings(tolerance: float, unit: str = "mm") -> dict[str, str]:
+    """What tables and axes call each of METRICS."""
+    return {"DSC": "DSC", "NSD": f"NSD at {tolerance:g} {unit}", "HD95": f"HD95 ({unit})", "precision": "precision",
+            "recall": "recall", "lesion_F1": "lesion-wise F1"}
 
 
 # The metrics --------------------------------------------------------------------------------------------------------
@@ -80,15 +121,28 @@ def hausdorff(surfaces: SurfaceDistances, percent: float = 95) -> float:
                _percentile(surfaces.from_truth, surfaces.truth_area, percent))
 
 
-def compare(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float) -> dict[str, float]:
-    """{"DSC", "NSD", "HD95"} of two bool masks of one shape, with the empty cases as this module's docstring says."""
+def compare(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
+            criteria: Criteria) -> dict[str, float]:
+    """METRICS and COUNTS of two bool masks of one shape, with the empty cases as this module's docstring says."""
     found, exists = bool(prediction.any()), bool(truth.any())
-    if found and exists:
-        surfaces = surface_distances(prediction, truth, spacing)
-        return {"DSC": dice(prediction, truth), "NSD": surface_dice(surfaces, tolerance), "HD95": hausdorff(surfaces)}
-    if found or exists:
-        return {"DSC": 0.0, "NSD": 0.0, "HD95": float(np.linalg.norm(np.multiply(truth.shape, spacing)))}
-    return dict.fromkeys(METRICS, math.nan)
+    if not (found or exists):
+        return _row(dict.fromkeys(METRICS, math.nan), LesionCounts(0, 0, 0, 0))
+    box = _bounding_box(prediction | truth)
+    lesions = count_lesions(prediction[box], truth[box], spacing, criteria.lesion_overlap, criteria.min_lesion_volume)
+    if not (found and exists):
+        diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+        return _row(dict.fromkeys(METRICS, 0.0) | {"HD95": diagonal, "lesion_F1": lesions.f1}, lesions)
+    prediction, truth = prediction[box], truth[box]
+    overlap = int((prediction & truth).sum())
+    surfaces = surface_distances(prediction, truth, spacing)
+    return _row({"DSC": dice(prediction, truth), "NSD": surface_dice(surfaces, criteria.tolerance),
+                 "HD95": hausdorff(surfaces), "precision": overlap / int(prediction.sum()),
+                 "recall": overlap / int(truth.sum()), "lesion_F1": lesions.f1}, lesions)
+
+
+def _row(measures: dict[str, float], lesions: LesionCounts) -> dict[str, float]:
+    counts = (lesions.true, lesions.found, lesions.predicted, lesions.confirmed)
+    return measures | dict(zip(COUNTS, counts, strict=True))
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -145,7 +199,7 @@ def _percentile(distance: np.ndarray, area: np.ndarray, percent: float) -> float
 
 def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[int]] | None = None,
                      ignore: int | None = None, declared: Sequence[int] | None = None,
-                     tolerance: float = 1.0) -> dict:
+                     criteria: Criteria | None = None) -> dict:
     """Compare each prediction with the truth of the same file name.
 
     Args:
@@ -153,18 +207,17 @@ def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[in
         classes: name → label values (several = a region); by default each value that occurs in the truth.
         ignore: voxels of this value in the truth do not count.
         declared: the values that may occur; any other is an error.
-        tolerance: of the NSD, in mm; in pixels for 2D images, whose spacing is 1.
+        criteria: of NSD and lesion_F1; None = the defaults.
 
     Returns:
-        {"cases": [{"case", "class", "DSC", "NSD", "HD95"}…], "summary": {class: …}, "tolerance", "unit"}.
+        {"cases": [{"case", "class", METRICS, COUNTS}…], "summary": {class: …}, the criteria, "unit"}.
 
     Raises:
         UserError: names, geometry or labels do not match, or a file is unreadable.
     """
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise UserError(f"the tolerance is a distance in mm, 0 or more, not {tolerance}")
+    criteria = criteria or Criteria()
     ending, names = matching_names(predictions, truths)
-    reader = _reader(ending, truths / (names[0] + ending))
+    reader = reader_of(ending, truths / (names[0] + ending))
     if classes is None:
         classes = _classes_in([truths / (name + ending) for name in names], reader)
     rows, unit = [], "mm"
@@ -179,25 +232,29 @@ def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[in
         unit = "mm" if truth.array.ndim == 3 else "pixel"
         for class_name, values in classes.items():
             masks = (np.isin(labels.array, values) & counted for labels in (prediction, truth))
-            rows.append({"case": name, "class": class_name, **compare(*masks, truth.spacing, tolerance)})
+            rows.append({"case": name, "class": class_name, **compare(*masks, truth.spacing, criteria)})
     return {"cases": rows, "summary": {name: summarise([row for row in rows if row["class"] == name])
-                                       for name in classes}, "tolerance": tolerance, "unit": unit}
+                                       for name in classes}, **asdict(criteria), "unit": unit}
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Mean and standard deviation (n - 1) of each metric over the cases that have it, and the number of empty cases."""
+    """Mean and standard deviation (n - 1) of each metric over the cases that have it, and the number of empty cases.
+
+    A case whose lesions are all below the minimal volume has no lesion_F1; each metric says over how many cases it is.
+    """
     summary: dict = {"num_cases": len(rows), "num_both_empty": sum(math.isnan(row["DSC"]) for row in rows)}
     for metric in METRICS:
         values = [row[metric] for row in rows if not math.isnan(row[metric])]
         summary[metric] = {"mean": float(np.mean(values)) if values else math.nan,
-                           "sd": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
+                           "sd": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+                           "num_cases": len(values)}
     return summary
 
 
 def write_results(results: dict, folder: Path) -> None:
     """`evaluation.csv` (a line a case and class) and `evaluation.json`; NaN is an empty cell, and null in JSON."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["case", "class", *METRICS], lineterminator="\n")
+    writer = csv.DictWriter(text, ["case", "class", *METRICS, *COUNTS], lineterminator="\n")
     writer.writeheader()
     for row in results["cases"]:
         writer.writerow({key: "" if isinstance(value, float) and math.isnan(value) else value
@@ -261,7 +318,7 @@ def _label_maps(folder: Path) -> dict[str, str]:
     return found
 
 
-def _reader(ending: str, example: Path) -> BaseReaderWriter:
+def reader_of(ending: str, example: Path) -> BaseReaderWriter:
     """nnU-Net's reader for this kind of file."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
     check_file(example)     # the look-up tries all readers and says only that none works

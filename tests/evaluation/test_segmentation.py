@@ -1,4 +1,4 @@
-"""DSC, NSD and HD95 against a slow reference, by hand, and over folders."""
+"""Overlap, NSD and HD95 against a slow reference, by hand, and over folders."""
 
 import csv
 import json
@@ -11,7 +11,16 @@ from numpy.random import default_rng
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.evaluation import segmentation
-from nnunet_synth.evaluation.segmentation import compare, dice, hausdorff, surface_dice, surface_distances
+from nnunet_synth.evaluation.segmentation import (
+    COUNTS,
+    METRICS,
+    Criteria,
+    compare,
+    dice,
+    hausdorff,
+    surface_dice,
+    surface_distances,
+)
 from tests.reference import segmentation as reference
 
 
@@ -77,20 +86,42 @@ class TestMetrics:
 
     def test_perfect_and_symmetric(self):
         a, b = blobs((5, 12, 12), 2)
-        assert compare(a, a, (2, 1, 1), 0.0) == {"DSC": 1.0, "NSD": 1.0, "HD95": 0.0}
-        assert compare(a, b, (2, 1, 1), 1.0) == pytest.approx(compare(b, a, (2, 1, 1), 1.0))
+        perfect = compare(a, a, (2, 1, 1), Criteria(tolerance=0.0))
+        assert {metric: perfect[metric] for metric in METRICS} == dict.fromkeys(METRICS, 1.0) | {"HD95": 0.0}
+        one, other = compare(a, b, (2, 1, 1), Criteria()), compare(b, a, (2, 1, 1), Criteria())
+        for mine, theirs in [(metric, metric) for metric in ("DSC", "NSD", "HD95", "lesion_F1")] + [
+                ("precision", "recall"), ("recall", "precision"), (COUNTS[0], COUNTS[2]), (COUNTS[1], COUNTS[3])]:
+            assert one[mine] == pytest.approx(other[theirs])
+
+    def test_precision_and_recall_by_hand(self):
+        truth, prediction = np.zeros((4, 10), bool), np.zeros((4, 10), bool)
+        truth[1, 0:8], prediction[1, 6:9] = True, True          # 2 pixels in common
+        scores = compare(prediction, truth, (1, 1), Criteria())
+        assert (scores["precision"], scores["recall"]) == (2 / 3, 2 / 8)
+        assert scores["DSC"] == pytest.approx(2 / (3 / 2 + 8 / 2))         # their harmonic mean
+
+    def test_lesions_are_counted(self):
+        truth, prediction = np.zeros((12, 12), bool), np.zeros((12, 12), bool)
+        truth[0:3, 0:3] = truth[8:11, 8:11] = prediction[0:3, 0:2] = prediction[5, 5] = True
+        scores = compare(prediction, truth, (1, 1), Criteria())
+        assert [scores[name] for name in COUNTS] == [2, 1, 2, 1] and scores["lesion_F1"] == 0.5
+        assert compare(prediction, truth, (1, 1), Criteria(lesion_overlap=0.7))["found_lesions"] == 0
+        assert compare(prediction, truth, (1, 1), Criteria(min_lesion_volume=2))["predicted_lesions"] == 1
 
     def test_position_in_the_image_does_not_matter(self):
         a, b = blobs((9, 9), 3)
         shifted = [np.pad(mask, ((11, 2), (0, 7))) for mask in (a, b)]
-        assert compare(a, b, (1, 2), 1.0) == pytest.approx(compare(*shifted, (1, 2), 1.0))
+        assert compare(a, b, (1, 2), Criteria()) == pytest.approx(compare(*shifted, (1, 2), Criteria()))
 
     def test_empty_cases(self):
         mask, empty = np.ones((3, 4, 5), bool), np.zeros((3, 4, 5), bool)
-        assert all(math.isnan(score) for score in compare(empty, empty, (1, 1, 1), 1).values())
+        both = compare(empty, empty, (1, 1, 1), Criteria())
+        assert all(math.isnan(both[metric]) for metric in METRICS) and all(both[count] == 0 for count in COUNTS)
         diagonal = math.sqrt((3 * 5) ** 2 + 4 ** 2 + 10 ** 2)
         for pair in ((mask, empty), (empty, mask)):
-            assert compare(*pair, (5, 1, 2), 1) == {"DSC": 0, "NSD": 0, "HD95": pytest.approx(diagonal)}
+            scores = compare(*pair, (5, 1, 2), Criteria())
+            assert {metric: scores[metric] for metric in METRICS} == dict.fromkeys(METRICS, 0) | {
+                "HD95": pytest.approx(diagonal)}
 
 
 def check_against_reference(prediction, truth, spacing):
@@ -154,14 +185,27 @@ class TestFolders:
         assert len(rows) == 6
         assert float(rows["a", "lesion"]["DSC"]) == pytest.approx(2 * 3 / 8)
         assert rows["b", "lesion"]["DSC"] == "0.0" and rows["c", "lesion"]["DSC"] == ""
+        assert rows["a", "lesion"]["precision"] == rows["a", "lesion"]["recall"] == "0.75"
+        assert [rows["b", "lesion"][name] for name in ("lesion_F1", *COUNTS)] == ["0.0", "0", "0", "1", "0"]
         assert float(rows["b", "lesion"]["HD95"]) == pytest.approx(math.dist((8, 15, 10), (0, 0, 0)))
         content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
         lesion = content["summary"]["lesion"]
         assert lesion["num_cases"] == 3 and lesion["num_both_empty"] == 1
-        assert lesion["DSC"] == pytest.approx({"mean": 0.375, "sd": np.std([0.75, 0], ddof=1)})
+        assert lesion["DSC"] == pytest.approx({"mean": 0.375, "sd": np.std([0.75, 0], ddof=1), "num_cases": 2})
         assert content["summary"]["effusion"]["DSC"]["sd"] is None
-        assert content["unit"] == "mm" and content["tolerance"] == 1.0
-        assert "lesion" in capsys.readouterr().out
+        assert content["unit"] == "mm" and content["tolerance"] == 1.0 and content["lesion_overlap"] == 0.1
+        printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert printed[0] == ["lesion", "effusion"] and ["cases", "3", "3"] in printed
+        assert ["DSC", "0.375", "±", "0.530", "0.667"] in printed
+
+    def test_lesion_options(self, folders, tmp_path):
+        prediction, truth = folders
+        run(prediction, truth, "--output", tmp_path / "out", "--min-lesion-volume", "4", "--lesion-overlap", "0.8")
+        content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        lesion = {row["case"]: row for row in content["cases"] if row["class"] == "lesion"}
+        assert lesion["a"]["found_lesions"] == 0                # three quarters are covered
+        assert lesion["b"]["DSC"] == 0 and lesion["b"]["lesion_F1"] is None     # its only spot has 3 mm³
+        assert content["summary"]["lesion"]["lesion_F1"]["num_cases"] == 1
 
     def test_results_lie_beside_the_predictions_by_default(self, folders):
         run(*folders)
@@ -223,7 +267,7 @@ class TestFolders:
         ("missing", "lacks 1 of the 3 cases"), ("extra", "lacks 1 of the 4 cases"), ("shape", "shape"),
         ("spacing", "spacing"), ("origin", "origin"), ("value", r"value\(s\) 7"), ("truncated", "truncated"),
         ("no folder", "no folder"), ("no files", "no label maps"), ("tolerance", "tolerance"),
-        ("float", "not integers")])
+        ("overlap", "lesion overlap"), ("volume", "lesion volume"), ("float", "not integers")])
     def test_bad_input(self, folders, tmp_path, change, message):
         prediction, truth = folders
         labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(prediction / "a.nii.gz")))
@@ -250,6 +294,10 @@ class TestFolders:
             prediction.mkdir()
         elif change == "tolerance":
             arguments = ["--tolerance", "-1"]
+        elif change == "overlap":
+            arguments = ["--lesion-overlap", "10"]
+        elif change == "volume":
+            arguments = ["--min-lesion-volume", "nan"]
         elif change == "float":
             image = SimpleITK.ReadImage(str(prediction / "a.nii.gz"), SimpleITK.sitkFloat32)
             SimpleITK.WriteImage(image * 0.5, str(prediction / "a.nii.gz"))
