@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from nnunet_synth.dataset_conversion.sources import Source
+from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -89,3 +90,8 @@ class DatasetDescription:
     layout_labels: Mapping[str, int] = field(default_factory=dict)
     orientation: str = ""
     notes: tuple[str, ...] = ()
+
+
+def reject(reason: str) -> CaseContent:
+    """A `Case.read` for what is known to be unusable before reading: `partial(reject, reason)`."""
+    raise UserError(reason)
