@@ -7,30 +7,29 @@ not notice the difference:
     SOURCE/Lung_Mask.zip with coronacases_001.nii.gz    →  Lung_Mask/coronacases_001.nii.gz
     SOURCE = COVID-19-20_v2.zip with Train/x.nii.gz     →  Train/x.nii.gz
 
-An archive beside its own extracted folder is not read twice. What would leave SOURCE (`../`, absolute names, links in
-archives, links to somewhere else) is refused before anything is read.
+An archive beside its own extracted folder is not read. What would leave SOURCE (`../`, absolute names, links in
+archives, links to somewhere else) is refused before anything is read; a link to another folder of SOURCE is not
+followed, because its files are found there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
-import stat
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Protocol
 
+from nnunet_synth.dataset_conversion.archives import DAMAGE, READABLE, UNREADABLE, is_archive, open_archive
 from nnunet_synth.errors import UserError
 
-ARCHIVE_ENDINGS = (".zip", ".tar")
-# One member of these can only be had by unpacking all that lies before it, or needs a program that we do not have.
-UNREADABLE_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+_scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
 class Source(Protocol):
@@ -71,23 +70,24 @@ class SourceFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Its bytes, as a stream. Raises UserError where it cannot be read."""
+        """Its bytes, as a stream that can be sought. Raises UserError where it cannot be read, now or later."""
         try:
-            if not self.is_in_archive:
-                with open(self.root / self.name, "rb") as stream:
-                    yield stream
-            elif self.root.suffix.lower() == ".zip":
-                with zipfile.ZipFile(self.root) as archive, archive.open(self.name) as stream:
-                    yield stream
-            else:
-                with tarfile.open(self.root, "r:") as archive, archive.extractfile(self.name) as stream:
-                    yield stream
-        except FileNotFoundError as error:
+            stream = open_archive(self.root).open(self.name) if self.is_in_archive else \
+                open(self.root / self.name, "rb", buffering=0)
+        except UserError:
+            raise
+        except (FileNotFoundError, NotADirectoryError, KeyError) as error:
             raise UserError(f"{self} does not exist") from error
-        except OSError as error:
-            raise UserError(f"{self} cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, EOFError, KeyError) as error:
-            raise UserError(f"{self} cannot be read ({error}): copy the archive again") from error
+        except DAMAGE as error:
+            raise self.refusal(error) from error
+        with stream, io.BufferedReader(_Telling(stream, self), 1 << 20) as reader:
+            yield reader
+
+    def refusal(self, error: Exception) -> UserError:
+        """What to tell the user of an error while reading it, one of `DAMAGE`."""
+        if isinstance(error, OSError) and error.strerror:
+            return UserError(f"{self} cannot be read: {error.strerror}")
+        return UserError(f"{self} is truncated or corrupt: copy it again ({error})")
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
@@ -95,7 +95,7 @@ class SourceFile:
         if not self.is_in_archive:
             yield self.root / self.name
             return
-        with tempfile.TemporaryDirectory(prefix="nnunet_synth_") as folder:
+        with tempfile.TemporaryDirectory(prefix="nnunet_synth_", dir=_scratch.get()) as folder:
             copy = Path(folder) / self.path.name
             with self.open() as stream, open(copy, "wb") as written:
                 shutil.copyfileobj(stream, written, 1 << 20)
@@ -121,8 +121,51 @@ class SourceFile:
         return f"{status.st_size} {status.st_mtime_ns}"
 
 
+class _Telling(io.RawIOBase):
+    """A stream whose errors while reading are told in one line that names the file."""
+
+    def __init__(self, stream: IO[bytes], file: SourceFile) -> None:
+        super().__init__()
+        self._stream, self._file = stream, file
+        self.name = str(file)           # pydicom asks a buffered stream for it
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            block = self._stream.read(len(buffer))
+        except DAMAGE as error:
+            raise self._file.refusal(error) from error
+        buffer[:len(block)] = block
+        return len(block)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._stream.seek(offset, whence)
+        except DAMAGE as error:             # going back in a zip is reading it again
+            raise self._file.refusal(error) from error
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+@contextmanager
+def scratch_folder(folder: Path | None) -> Iterator[None]:
+    """Temporary copies of archives' members go to `folder` meanwhile; None = where the system puts such files."""
+    token = _scratch.set(folder)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
 def list_files(source: str | Path, under: str = "") -> Iterator[SourceFile]:
-    """Yield every file of a download, folder by folder in the order of names; hidden ones are left out.
+    """Yield every file of a download in the order of names, a folder's files before its sub-folders'; hidden ones are
+    left out.
 
     Lazy: a download of millions of files needs no memory for them.
 
@@ -134,92 +177,81 @@ def list_files(source: str | Path, under: str = "") -> Iterator[SourceFile]:
         UserError: there is no such folder or archive, it cannot be read, or it holds names or links that leave it.
     """
     source = Path(source)
-    if not source.exists():
+    try:
+        exists, is_folder = source.exists(), source.is_dir()
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error
+    if not exists:
         raise UserError(f"{source} does not exist: give the folder of the download, extracted or not, or one archive")
-    source = source.resolve()
-    if source.is_dir():
-        yield from _in_folder(source, PurePosixPath(under))
-        return
-    if not _is_archive(source):
-        raise UserError(f"{source} is neither a folder nor an archive that can be read ({', '.join(ARCHIVE_ENDINGS)}): "
+    if is_folder:
+        yield from _in_folder(source.resolve(), PurePosixPath(), PurePosixPath(under))
+    elif is_archive(source):
+        yield from _in_archive(source.resolve(), PurePosixPath(), PurePosixPath(under))
+    else:
+        raise UserError(f"{source} is neither a folder nor an archive that can be read ({', '.join(READABLE)}): "
                         "extract it and give the folder")
-    yield from _in_archive(source, "", PurePosixPath(under))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _in_folder(root: Path, under: PurePosixPath) -> Iterator[SourceFile]:
-    def refuse(error: OSError) -> None:
+def _in_folder(root: Path, folder: PurePosixPath, under: PurePosixPath) -> Iterator[SourceFile]:
+    """Yield what lies in `folder` of `root`: its files, then those of its archives, then its sub-folders'."""
+    try:
+        with os.scandir(root / folder) as scan:
+            entries = sorted((entry for entry in scan if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_symlink():
+            _check_link(Path(entry.path), root)
+    subfolders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    files = [entry.name for entry in entries if entry.is_file()]
+    extracted = {name.casefold() for name in subfolders}
+    archives = []
+    for name in files:
+        if name.lower().endswith(READABLE + UNREADABLE):
+            inside = folder / _extracted_name(name)
+            if inside.name.casefold() not in extracted and _leads_to(inside, under):
+                archives.append((name, inside))
+        elif (folder / name).is_relative_to(under):
+            yield SourceFile(root, str(folder / name))
+    for name, inside in archives:
+        if name.lower().endswith(UNREADABLE):
+            raise UserError(f"{root / folder / name}: extract this archive first (or move it away), only "
+                            f"{', '.join(READABLE)} can be read without unpacking")
+        yield from _in_archive(root / folder / name, inside, under)
+    for name in subfolders:
+        if _leads_to(folder / name, under):
+            yield from _in_folder(root, folder / name, under)
 
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        subfolders[:] = sorted(name for name in subfolders
-                               if not name.startswith(".") and _leads_to(relative / name, under))
-        for name in subfolders:
-            _check_link(Path(folder) / name, root)
-        for name in sorted(files):
-            path = Path(folder) / name
-            if name.startswith("."):
-                continue
-            _check_link(path, root)
-            if name.lower().endswith(UNREADABLE_ARCHIVES) and not name.lower().endswith(".nii.gz"):
-                raise UserError(f"{path}: extract this archive first, only {', '.join(ARCHIVE_ENDINGS)} can be read "
-                                "without unpacking")
-            if _is_archive(path):
-                if path.stem not in subfolders:             # it is extracted already
-                    yield from _in_archive(path, f"{relative / path.stem}/", under)
-            elif _is_inside(relative / name, under):
-                yield SourceFile(root, (relative / name).as_posix())
+
+def _in_archive(archive: Path, prefix: PurePosixPath, under: PurePosixPath) -> Iterator[SourceFile]:
+    for name in sorted(open_archive(archive).members):
+        hidden = any(map(_is_hidden, name.split("/")))
+        if not hidden and (prefix / name).is_relative_to(under):
+            yield SourceFile(archive, name, f"{prefix}/" if prefix.parts else "")
 
 
 def _check_link(path: Path, root: Path) -> None:
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    try:
+        leads_to = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:            # RuntimeError: a link to itself, before Python 3.13
+        raise UserError(f"{path} is a link that leads nowhere: fetch the file, or remove the link") from error
+    if not leads_to.is_relative_to(root):
         raise UserError(f"{path} is a link out of {root}: copy the file there, or give the folder it points to")
 
 
-def _is_archive(path: Path) -> bool:
-    return path.suffix.lower() in ARCHIVE_ENDINGS
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
-def _in_archive(archive: Path, prefix: str, under: PurePosixPath) -> Iterator[SourceFile]:
-    for member in sorted(_members(archive)):
-        if member.is_link:
-            raise UserError(f"{archive} holds a link ({member.name}): such an archive is not read, extract it yourself")
-        parts = PurePosixPath(member.name.replace("\\", "/")).parts
-        if ".." in parts or member.name.startswith(("/", "\\")) or ":" in parts[0]:
-            raise UserError(f"{archive} holds a name that leaves it ({member.name}): such an archive is not read")
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if not hidden and _is_inside(PurePosixPath(prefix + member.name), under):
-            yield SourceFile(archive, member.name, prefix)
+def _extracted_name(archive: str) -> str:
+    """The folder that an archive is extracted to by default."""
+    ending = next(ending for ending in READABLE + UNREADABLE if archive.lower().endswith(ending))
+    return archive[:-len(ending)]
 
 
-class _Member(NamedTuple):
-    name: str
-    is_link: bool
-
-
-def _members(archive: Path) -> list[_Member]:
-    try:
-        if archive.suffix.lower() == ".zip":
-            with zipfile.ZipFile(archive) as opened:
-                if any(info.flag_bits & 1 for info in opened.infolist()):
-                    raise UserError(f"{archive} is encrypted: extract it yourself and give the folder")
-                return [_Member(info.filename, stat.S_ISLNK(info.external_attr >> 16))
-                        for info in opened.infolist() if not info.is_dir()]
-        with tarfile.open(archive, "r:") as opened:
-            return [_Member(info.name, not info.isfile()) for info in opened if not info.isdir()]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive} is truncated or no archive ({error}): copy it again") from error
-    except OSError as error:
-        raise UserError(f"{archive} cannot be read: {error.strerror or error}") from error
-
-
-def _is_inside(path: PurePosixPath, folder: PurePosixPath) -> bool:
-    return path.is_relative_to(folder)
-
-
-def _leads_to(path: PurePosixPath, under: PurePosixPath) -> bool:
-    """Whether `path` lies in the folder `under` or on the way to it."""
-    return path.is_relative_to(under) or under.is_relative_to(path)
+def _leads_to(folder: PurePosixPath, under: PurePosixPath) -> bool:
+    """Whether `folder` lies in `under` or on the way to it."""
+    return folder.is_relative_to(under) or under.is_relative_to(folder)
