@@ -6,7 +6,7 @@
                                 are searched too. ANN_0000.nii.gz is ANN where every volume has this suffix
     SOURCE/BOB/….dcm            or one DICOM series a case, whatever its files are called
     LABELS/ANN.nii.gz           the label map of a scan has its name, in any of these formats; of a DICOM series, that
-                                of the folder that holds it alone, or its SeriesInstanceUID
+                                of its folder (if no other series lies in a folder of this name) or its UID
     MORE_SCANS/…                as SOURCE; nothing of it is labelled
 
 SOURCE, LABELS and MORE_SCANS may be zip or tar archives (without gzip), and LABELS and MORE_SCANS may lie in SOURCE.
@@ -25,6 +25,7 @@ series with missing slices (unless --allow-gaps) or fewer than --min-slices are 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.dicom_series import MIN_SLICES, Series, check_series, read_series, scan_series
 from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
 from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned
 from nnunet_synth.errors import UserError
@@ -73,7 +75,7 @@ class Options:
     unlabelled: Path | None = None
     label_names: Mapping[str, int] = field(default_factory=lambda: dict(LABELS))
     channel: str = CT
-    min_slices: int = 10
+    min_slices: int = MIN_SLICES
     allow_gaps: bool = False
 
     def __post_init__(self) -> None:
@@ -143,19 +145,36 @@ def make_splits(cases: Sequence[CaseReport], options: Options) -> list[dict[str,
 
 
 @dataclass(frozen=True)
+class SeriesFiles:
+    """The files of a DICOM series as one source: hundreds of digests a case would help nobody."""
+
+    files: tuple[SourceFile, ...]
+
+    def __str__(self) -> str:
+        return f"{self.files[0]} and {len(self.files) - 1} more"
+
+    def sha256(self) -> str:
+        """Of the digests of the files, in the order of their paths."""
+        return hashlib.sha256("\n".join(file.sha256() for file in self.files).encode()).hexdigest()
+
+    def stamp(self) -> str:
+        return hashlib.sha256("\n".join(file.stamp() for file in self.files).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Scan:
     """A volume that was found.
 
     Attributes:
-        id: safe name, unique.
+        id: safe name, unique in its folder.
         names: those its label map may have.
-        read: returns the image as stored.
+        read: returns the LPS image and what was changed.
     """
 
     id: str
     names: tuple[str, ...]
     sources: tuple[Source, ...]
-    read: Callable[[], SimpleITK.Image]
+    read: Callable[[], tuple[SimpleITK.Image, tuple[str, ...]]]
 
 
 def _find_scans(source: str | Path, options: Options) -> list[Scan]:
@@ -164,9 +183,27 @@ def _find_scans(source: str | Path, options: Options) -> list[Scan]:
     files = [file for file in list_files(source)
              if not any((file.root / file.name).is_relative_to(folder) for folder in others)]
     volumes = _volumes(files)
-    if not volumes:
-        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM files")
-    return [Scan(name, (name,), parts, partial(read_volume, parts[0])) for name, parts in volumes.items()]
+    series = scan_series(file for file in files if not _stem(file) and file.path.suffix.lower() not in DATA_OF_MHD)
+    if volumes and series:
+        raise UserError(f"{source} holds {len(volumes)} volumes and {len(series)} DICOM series: give a folder that "
+                        "holds one kind")
+    if not volumes and not series:
+        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series")
+    if series:
+        return _series_scans(series, options)
+    return [Scan(name, (name,), parts, partial(_read_file, parts[0])) for name, parts in volumes.items()]
+
+
+def _series_scans(series: Sequence[Series], options: Options) -> list[Scan]:
+    """Named by the folder where that tells them apart, else by UID."""
+    folders = [safe_id(one.slices[0].file.path.parent.name) if one.slices else "" for one in series]
+    scans = []
+    for number, (one, folder) in enumerate(zip(series, folders, strict=True)):
+        uid = one.uid or f"unreadable_{number}"
+        names = (folder, uid) if folder and folders.count(folder) == 1 else (uid,)
+        sources = (SeriesFiles(tuple(part.file for part in one.slices)),) if one.slices else ()
+        scans.append(Scan(names[0], names, sources, partial(_read_series, one, options.min_slices, options.allow_gaps)))
+    return scans
 
 
 def _label_maps(folder: Path | None) -> dict[str, tuple[SourceFile, ...]]:
@@ -236,19 +273,30 @@ def _case(scan: Scan, label: tuple[SourceFile, ...], options: Options) -> Case:
                 read=partial(read_case, scan.read, label[0] if label else None, options.label_names, options.channel))
 
 
-def read_case(read: Callable[[], SimpleITK.Image], label_file: SourceFile | None, label_names: Mapping[str, int],
-              channel: str) -> CaseContent:
+def read_case(read: Callable[[], tuple[SimpleITK.Image, tuple[str, ...]]], label_file: SourceFile | None,
+              label_names: Mapping[str, int], channel: str) -> CaseContent:
     """One scan and its label map as LPS arrays. Raises UserError with the reason why it cannot be used."""
     import SimpleITK
-    stored = read()
-    image = compact(to_lps(stored))
+    image, repairs = read()
     values = SimpleITK.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
     is_odd = channel == CT and not (LOWEST_HU <= lowest <= AIR_BELOW and highest >= BONE_ABOVE)
     warning = ("NOT repaired: values do not look like HU, written as they are",) if is_odd else ()
     return CaseContent((image,), None if label_file is None else _read_label(label_file, label_names),
-                       repairs=(*turned(stored), *warning),
+                       repairs=(*repairs, *warning),
                        metadata={"lowest_value": lowest, "highest_value": highest})
+
+
+def _read_file(file: SourceFile) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+    stored = read_volume(file)
+    return compact(to_lps(stored)), turned(stored)
+
+
+def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+    reason = check_series(series, min_slices, allow_gaps)
+    if reason:
+        raise UserError(reason)
+    return read_series(series)
 
 
 def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> SimpleITK.Image:

@@ -12,6 +12,7 @@ from nnunet_synth.dataset_conversion import folder
 from nnunet_synth.dataset_conversion.folder import Options, find_cases, make_splits, safe_id
 from nnunet_synth.dataset_conversion.writer import ConversionReport, write_dataset
 from nnunet_synth.errors import UserError
+from tests.makers.dicom import CORONAL, CTSeries, random_hu
 from tests.makers.folder import LABELLED, write_tree
 
 
@@ -189,6 +190,75 @@ def test_mhd_in_an_archive_is_refused(scans, tmp_path):
     shutil.make_archive(str(tmp_path / "packed"), "zip", scans)
     with pytest.raises(UserError, match="dora.mhd has its voxels in another file: extract"):
         list(find_cases(tmp_path / "packed.zip", Options()))
+
+
+def write_series(root: Path) -> dict[str, CTSeries]:
+    """Two patients with a folder a series, one with two series in one folder; label maps by folder and by UID."""
+    series = {name: CTSeries(random_hu(seed=seed), series=name) for seed, name in enumerate(("ann", "bob", "c1", "c2"))}
+    for name, one in series.items():
+        one.write(root / "dicom" / (name if name in ("ann", "bob") else "cem"))
+    (root / "dicom" / "ann" / "README").write_text("no DICOM")
+    for name, label in (("ann", "ann"), ("c1", series["c1"].uid)):
+        image = SimpleITK.GetImageFromArray((series[name].hu > 1000).astype(np.uint8))
+        image.SetSpacing(series[name].spacing[::-1])
+        image.SetOrigin(series[name].origin)
+        (root / "labels").mkdir(exist_ok=True)
+        SimpleITK.WriteImage(image, str(root / "labels" / f"{label}.nrrd"))
+    return series
+
+
+def test_dicom_series_are_named_by_folder_or_by_uid(tmp_path):
+    series = write_series(tmp_path)
+    report = convert(tmp_path / "dicom", tmp_path, labels=tmp_path / "labels")
+    names = {"ann": "ann", "bob": "bob", "c1": series["c1"].uid, "c2": series["c2"].uid}
+    assert {case.id: case.role for case in report.cases} == {
+        names["ann"]: "labelled", names["c1"]: "labelled", names["bob"]: "unlabelled", names["c2"]: "unlabelled"}
+    for name, case in names.items():
+        part = "Tr" if name in ("ann", "c1") else "Ul"
+        written = read(report.folder / f"images{part}" / f"{case}_0000.nii.gz")
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(written), series[name].hu)
+    label = read(report.folder / "labelsTr" / f"{names['c1']}.nii.gz")
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(label), series["c1"].hu > 1000)
+    ann, = (case for case in report.cases if case.id == "ann")
+    assert len(ann.sources) == 2 and all(len(digest) == 64 for digest in ann.sources.values())
+
+
+def test_the_digest_of_a_series_is_that_of_all_its_files(tmp_path):
+    write_series(tmp_path)
+    source, = next(case for case in find_cases(tmp_path / "dicom", Options()) if case.id == "bob").sources
+    digest, stamp = source.sha256(), source.stamp()
+    last = sorted((tmp_path / "dicom" / "bob").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    assert source.sha256() != digest and source.stamp() != stamp
+
+
+def test_a_series_that_cannot_be_used_is_rejected_with_its_reason(tmp_path):
+    write_series(tmp_path)
+    CTSeries(random_hu(), series="front", orientation=CORONAL).write(tmp_path / "dicom" / "front")
+    CTSeries(random_hu(), series="gap").write(tmp_path / "dicom" / "gap", skip=[5])
+    CTSeries(random_hu((3, 12, 10)), series="scout").write(tmp_path / "dicom" / "short")
+    (tmp_path / "dicom" / "broken").mkdir()
+    (tmp_path / "dicom" / "broken" / "1.dcm").write_bytes(b"DICM")
+    options = dict(labels=tmp_path / "labels")
+    reasons = {case.id: case.reason for case in convert(tmp_path / "dicom", tmp_path, **options).rejected}
+    assert reasons["front"] == "coronal, not axial" and reasons["gap"].startswith("1 slice(s) missing at 1 place(s)")
+    assert reasons["short"].startswith("3 slice(s), fewer than 20")
+    assert len(reasons) == 4 and "broken/1.dcm is not a DICOM file" in reasons["unreadable_7"]
+
+    more = convert(tmp_path / "dicom", tmp_path / "more", **options, min_slices=3, allow_gaps=True)
+    assert {case.id for case in more.rejected} & {"gap", "short"} == set()
+    gap, = (case for case in more.cases if case.id == "gap")
+    assert gap.shape[0] == 24 and "interpolated" in gap.repairs[0]
+
+
+def test_dicom_problems_that_need_the_user(tmp_path):
+    series = write_series(tmp_path)
+    shutil.copy(tmp_path / "labels" / "ann.nrrd", tmp_path / "labels" / f"{series['ann'].uid}.nrrd")
+    with pytest.raises(UserError, match="would both be the label map of ann"):
+        list(find_cases(tmp_path / "dicom", Options(labels=tmp_path / "labels")))
+    shutil.copy(tmp_path / "labels" / "ann.nrrd", tmp_path / "dicom")
+    with pytest.raises(UserError, match="holds 1 volumes and 4 DICOM series"):
+        list(find_cases(tmp_path / "dicom", Options()))
 
 
 @pytest.mark.parametrize("options, message", [

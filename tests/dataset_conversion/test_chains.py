@@ -1,0 +1,64 @@
+"""From the download to the first training steps: test copy → `convert` → plan, preprocess and verify → SACPSTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnunet_synth.commands.convert import convert
+from nnunet_synth.trainers import SACPSTrainer
+from tests.conftest import DATASET_ID, plan_and_preprocess, set_folders
+from tests.makers import folder
+from tests.trainers.runs import make_trainer, save_untrained_sean
+
+
+@dataclass(frozen=True)
+class Download:
+    """A test copy and how it is converted.
+
+    Attributes:
+        write: writes the copy into a folder and returns SOURCE.
+        options: of the converter, made from SOURCE.
+    """
+
+    source_type: str
+    write: Callable[[Path], Path]
+    options: Callable[[Path], Mapping[str, Any]] = lambda source: {}
+
+    def convert(self, root: Path, **target: int) -> None:
+        source = self.write(root / self.source_type)
+        convert(self.source_type, source, **target, **self.options(source))
+
+
+FOLDER = Download("folder", folder.write_tree,
+                  lambda source: {"labels": source.parent / "labels", "unlabelled": source.parent / "more"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("download, pool", [(FOLDER, None)], ids=["folder"])
+def test_from_the_download_to_training(tmp_path, monkeypatch, download, pool):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+    set_folders(monkeypatch, tmp_path)
+    (tmp_path / "nnUNet_raw").mkdir()
+    download.convert(tmp_path, dataset_id=DATASET_ID)
+    if pool is not None:
+        pool.convert(tmp_path, add_to_pool=DATASET_ID)
+    raw, = (tmp_path / "nnUNet_raw").iterdir()
+    verify_dataset_integrity(str(raw), num_processes=1)
+
+    with monkeypatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")           # the planner calls set_num_threads with it
+        plan_and_preprocess(tmp_path)
+    save_untrained_sean()
+    trainer = make_trainer(SACPSTrainer, tmp_path, num_epochs=1)
+    trainer.run_training()
+    assert trainer.experiment.pool_ids == sorted(
+        file.name.removesuffix("_0000.nii.gz") for file in (raw / "imagesUl").iterdir())
+    entry, = trainer.epoch_log.read()
+    assert all(np.isfinite(entry[f"loss_{part}"]) for part in ("supervised", "pseudo", "synthetic"))
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
