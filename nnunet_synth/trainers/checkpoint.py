@@ -35,7 +35,7 @@ def read_checkpoint(path: str | Path, device: torch.device) -> dict[str, Any]:
         raise UserError(f"{path} cannot be resumed from: it is damaged, or stock nnU-Net wrote it; "
                         "start without --c") from error
     if OUR_KEY not in checkpoint:
-        raise UserError(f"{path} holds no peer network: stock nnU-Net wrote it; give it as -pretrained_weights instead")
+        raise UserError(f"{path} was written by stock nnU-Net: give it as -pretrained_weights instead")
     if checkpoint[OUR_KEY]["schema"] != SCHEMA:
         raise UserError(f"{path} was written by another version of nnunet_synth; start without --c")
     return checkpoint

@@ -58,6 +58,9 @@ from nnunet_synth.trainers.checkpoint import (
     write_checkpoint,
 )
 from nnunet_synth.trainers.epoch_log import EpochLog
+from nnunet_synth.trainers.loss_terms import Synthesize
+from nnunet_synth.trainers.preview import PreviewSample, write_preview
+from nnunet_synth.trainers.synthesis import UnlabelledBatch
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -86,11 +89,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.configuration_manager.configuration["batch_size"] = settings.batch_size
         self.epoch_log = EpochLog(Path(self.output_folder))
         self._rng_to_restore: dict[str, Any] | None = None
+        self._last_sample: PreviewSample | None = None
         self._lowest: list[float] | None = None
 
     @classmethod
     def check_settings(cls, settings: TrainerConfig) -> None:
         """Raise UserError for settings that this trainer has no use for."""
+        if settings.label_source != "pseudo":
+            raise UserError("label_source head needs a synthesizer with a segmentation head (UM2I, CS2): set it to "
+                            "pseudo")
+        if settings.synthetic_accept_threshold is not None:
+            raise UserError("synthetic_accept_threshold needs the real-against-synthetic classifier of nnunet_synth "
+                            "select, which this version does not have; set it to null")
 
     # -- setting up --------------------------------------------------------------------------------------------------
 
@@ -122,6 +132,23 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         optimizer = torch.optim.SGD(network.parameters(), self.initial_lr, weight_decay=self.weight_decay,
                                     momentum=self.settings.momentum, nesterov=True)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def build_network(self) -> tuple[nn.Module, torch.optim.Optimizer, PolyLRScheduler]:
+        """One more network with random weights, made and wrapped as nnU-Net makes its own, with what trains it."""
+        network = self.build_network_architecture(
+            self.plans_manager, self.configuration_manager, self.num_input_channels,
+            self.label_manager.num_segmentation_heads, self.enable_deep_supervision).to(self.device)
+        if self._do_i_compile():
+            network = torch.compile(network)
+        optimizer, schedule = self.optimizer_for(network)
+        if self.is_ddp:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = DistributedDataParallel(network, device_ids=[self.local_rank])
+        return network, optimizer, schedule
+
+    def trained_networks(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
+        """Every network that learns, with its optimizer."""
+        return [(self.network, self.optimizer)]
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -270,6 +297,53 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self._lowest = [low for low, _ in intensity_range(self.experiment, slices)]
         return self._lowest
 
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def to_device(self, batch: dict) -> tuple[Tensor, Tensor | list[Tensor], UnlabelledBatch]:
+        """x_l, y_l and the unlabelled batch, outside the layout masked if the settings say so."""
+        def move(part: Tensor) -> Tensor:
+            return part.to(self.device, non_blocking=True)
+
+        target = batch["target"]
+        y_l = [move(level) for level in target] if isinstance(target, list) else move(target)
+        image, layout, _, _ = split_channels(move(batch["data"]))
+        image_u, layout_u, cluster_u, valid_u = split_channels(move(batch["data_u"]))
+        return (self.mask_outside(image, layout).contiguous(), y_l,
+                UnlabelledBatch(self.mask_outside(image_u, layout_u).contiguous(), layout_u, cluster_u, valid_u))
+
+    def synthesizer_for(self, unlabelled: UnlabelledBatch) -> Synthesize | None:
+        """Draws synthetic images for labels of this batch; None = this trainer has none (see `DrawsSynthetic`)."""
+        return None
+
+    def zero_gradients(self) -> None:
+        for _, optimizer in self.trained_networks():
+            optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+
+    def update_networks(self) -> None:
+        """Clip and step each network by its own optimizer, with one gradient scaler for all."""
+        for network, optimizer in self.trained_networks():
+            if self.grad_scaler is not None:
+                self.grad_scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), 12)
+            if self.grad_scaler is not None:
+                self.grad_scaler.step(optimizer)
+            else:
+                optimizer.step()
+        if self.grad_scaler is not None:
+            self.grad_scaler.update()
+
+    def scalars(self, results: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What of a step's results is averaged over the epoch and logged."""
+        return self.to_numpy({key: results[key]
+                              for key in ("loss", "loss_supervised", "loss_pseudo", "loss_synthetic")})
+
+    @staticmethod
+    def to_numpy(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {key: value.detach().float().cpu().numpy() for key, value in values.items()}
+
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
     def autocast(self) -> Any:
@@ -288,6 +362,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             for logger in self.logger.loggers:
                 for key, value in means.items():
                     logger.log(f"nnunet_synth/{key}", value, self.current_epoch)
+            every = self.settings.preview_every
+            if self._last_sample is not None and every and (self.current_epoch + 1) % every == 0:
+                write_preview(self._last_sample,
+                              Path(self.output_folder) / "previews" / f"epoch_{self.current_epoch + 1:04d}.png")
+        self._last_sample = None
 
     def validation_step(self, batch: dict) -> dict:
         image, layout, _, _ = split_channels(batch["data"])
@@ -338,7 +417,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "trainer_name": nnUNetTrainer.__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             OUR_KEY: {"schema": SCHEMA, "trainer": type(self).__name__, "settings": self.settings.to_json(),
-                      "rng": capture_rng(), **self.extra_state()},
+                      "split_sha256": self.experiment.split_sha256, "rng": capture_rng(), **self.extra_state()},
         }, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:

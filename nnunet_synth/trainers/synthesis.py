@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.base import StyleOptions, Synthesizer, SynthRequest, SynthResult
 from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
+from nnunet_synth.trainers.loss_terms import Synthesize
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ class Synthesis:
         return cls(synthesizer, settings, device, seed, ignore_axes), warnings
 
     def draw(self, labels: Tensor, batch: UnlabelledBatch) -> SynthResult:
-        """One call for both peers.
+        """One call for all label sets of a step.
 
         Args:
-            labels: [N·B, *sp] int64, N label sets for the same unlabelled batch, one after another: cat([y2, y1]).
+            labels: [N·B, *sp] int64, N label sets for the same unlabelled batch, one after another: cat([y2, y1]) of
+                two peers, y of one student.
         """
         started = self._now()
         request = batch.repeated(len(labels) // len(batch.image))
@@ -121,6 +124,57 @@ class Synthesis:
             raise UserError(f"the run was made with synthesizer {state['synthesizer']} and style pool {state['pool']}, "
                             f"now they are {now[0]} and {now[1]}: restore them, or start again without --c")
         self.generator.set_state(state["generator"].cpu())
+
+
+class DrawsSynthetic:
+    """Mixin of semi-supervised trainers: a synthesizer draws images for the labels of the unlabelled batch.
+
+    It has no use where `synthetic_weight` is 0, and is not looked for then.
+    """
+
+    synthesis: Synthesis | None = None
+    _synthesis_to_restore: dict[str, Any] | None = None
+
+    def prepare_training(self) -> None:
+        if self.settings.synthetic_weight > 0:
+            self._load_synthesis()
+        super().prepare_training()      # may take long: whether there is a synthesizer is known by now
+
+    def _load_synthesis(self) -> None:
+        seed = None if self.settings.seed is None else self.settings.seed + self.local_rank
+        _, dummy_2d, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.synthesis, warnings = Synthesis.load(self.experiment, self.settings, self.device, seed,
+                                                  ignore_axes=(0,) if dummy_2d else None)
+        for warning in warnings:
+            self.print_to_log_file(f"WARNING: {warning}")
+        if self._synthesis_to_restore is not None:
+            self.synthesis.load_state(self._synthesis_to_restore)
+
+    def extra_state(self) -> dict[str, Any]:
+        state = super().extra_state()
+        return {**state, "synthesis": self.synthesis.state()} if self.synthesis is not None else state
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self._synthesis_to_restore = state.get("synthesis")
+
+    def synthesizer_for(self, unlabelled: UnlabelledBatch) -> Synthesize | None:
+        if self.synthesis is None:
+            return None
+
+        def synthesize(labels: Tensor) -> SynthResult:
+            drawn = self.synthesis.draw(labels, unlabelled)
+            layout = unlabelled.repeated(len(labels) // len(unlabelled.image)).layout
+            return SynthResult(self.mask_outside(drawn.image, layout), drawn.label, drawn.ok, drawn.aux)
+
+        return synthesize
+
+    def scalars(self, results: dict[str, Any]) -> dict[str, np.ndarray]:
+        values = super().scalars(results)
+        if self.synthesis is not None:
+            values["synthetic_used"] = results["synthetic"].ok.float().mean().cpu().numpy()
+            values["seconds_synthesis"] = np.array(self.synthesis.seconds)
+        return values
 
 
 def find_synthesizer_folder(experiment: Experiment, settings: TrainerConfig) -> Path:

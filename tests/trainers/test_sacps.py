@@ -186,7 +186,7 @@ def test_resume_from_a_stock_or_damaged_checkpoint(planned_dataset: Path) -> Non
     trainer = make_trainer(CPSTrainer, planned_dataset)
     path = Path(trainer.output_folder) / "checkpoint_latest.pth"
     torch.save({"network_weights": {}, "trainer_name": "nnUNetTrainer"}, path)
-    with pytest.raises(UserError, match="no peer network"):
+    with pytest.raises(UserError, match="written by stock nnU-Net"):
         trainer.load_checkpoint(str(path))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
