@@ -192,6 +192,8 @@ def _read_header(file: SourceFile) -> tuple[str, Slice] | None:
                 return None
             uid, sop_uid, header = (str(dataset.get("SeriesInstanceUID", "")), str(dataset.get("SOPInstanceUID", "")),
                                     _header(dataset))
+        except UserError:
+            raise
         except InvalidDicomError as error:
             if file.path.suffix.lower() not in (".dcm", ".dicom", ".ima"):
                 return None
@@ -278,6 +280,8 @@ def _pixel_digest(file: SourceFile) -> str:
         warnings.simplefilter("ignore")
         try:
             return hashlib.sha256(pydicom.dcmread(stream).get("PixelData") or b"").hexdigest()
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"{file} is truncated or corrupt: copy it again ({type(error).__name__})") from error
 
@@ -402,8 +406,8 @@ def _irregular(series: Series, allow_gaps: bool) -> str | None:
         return None
     usual = float(np.median(steps))
     multiples = np.rint(steps / usual)
-    if np.abs(steps - multiples * usual).max() <= max(_POSITION_TOLERANCE, _GRID_TOLERANCE * usual):
-        missing, places = int((multiples - 1).sum()), int((multiples > 1).sum())
+    missing, places = int((multiples - 1).sum()), int((multiples > 1).sum())
+    if missing and np.abs(steps - multiples * usual).max() <= max(_POSITION_TOLERANCE, _GRID_TOLERANCE * usual):
         return f"{missing} slice(s) missing at {places} place(s), spacing {usual:.2f} mm (--allow-gaps fills them)"
     return f"irregular spacing, {steps.min():.2f} to {steps.max():.2f} mm between slices (--allow-gaps resamples them)"
 
