@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +23,7 @@ from nnunet_synth.evaluation.report import (
     curves,
     write_report,
 )
+from nnunet_synth.evaluation.training_log import read_training_logs
 
 LUNG_WINDOW = (-1250.0, 250.0)      # HU
 NUM_PICTURES = 4
@@ -148,22 +148,6 @@ def _curves(job: Job, fold: int) -> list:
         parts.append(Gallery([_enlarged_file(previews[-1], "an unlabelled slice, both pseudo-labels, and the synthetic "
                                                            "images drawn from them, in the last epoch")]))
     return parts
-
-
-def read_training_logs(folder: Path) -> dict[int, dict[str, float]]:
-    """Epoch → the numbers that nnU-Net printed for it, from all `training_log_*.txt`; a resumed run overwrites."""
-    epochs: dict[int, dict[str, float]] = {}
-    current: dict[str, float] = {}
-    for path in sorted(folder.glob("training_log_*.txt")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if epoch := re.search(r": Epoch (\d+)\s*$", line):
-                current = epochs.setdefault(int(epoch[1]), {})
-            elif value := re.search(r": (train_loss|val_loss) (-?[\d.]+|nan)", line):
-                current[value[1]] = float(value[2])
-            elif dice := re.search(r": Pseudo dice \[(.*)\]", line):
-                numbers = [float(number) for number in re.findall(r"(?<![\w.])-?\d+\.\d+(?:e-?\d+)?|nan", dice[1])]
-                current["Pseudo dice"] = float(np.mean(numbers)) if numbers else float("nan")
-    return epochs
 
 
 def _series(log: dict[int, dict[str, float]], name: str) -> tuple[list[int], list[float]]:

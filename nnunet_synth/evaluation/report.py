@@ -74,8 +74,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """What a table shows, the value behind it for the JSON, and whether it stands out (the best of its column)."""
+
+    text: str
+    value: object
+    bold: bool = False
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of text and numbers; `digits` decimals are shown, the JSON keeps all. NaN and None are empty cells."""
+    """Rows of text, numbers and Cells; `digits` decimals are shown, the JSON keeps all. NaN and None are empty."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -88,8 +97,9 @@ class Table:
         return []
 
     @property
-    def cells(self) -> list[list[str]]:
-        return [[self._shown(value) for value in row] for row in self.rows]
+    def cells(self) -> list[list[Cell]]:
+        return [[value if isinstance(value, Cell) else Cell(self._shown(value), value) for value in row]
+                for row in self.rows]
 
     def _shown(self, value: object) -> str:
         if value is None or isinstance(value, float) and math.isnan(value):
@@ -97,11 +107,13 @@ class Table:
         return f"{value:.{self.digits}f}" if isinstance(value, float) else str(value)
 
     def content(self) -> dict[str, Any]:
-        return {"caption": self.caption, "columns": list(self.columns), "rows": [list(row) for row in self.rows]}
+        return {"caption": self.caption, "columns": list(self.columns),
+                "rows": [[cell.value for cell in row] for row in self.cells]}
 
     def markdown(self, files: Sequence[str]) -> str:
-        lines = [list(self.columns), ["---"] * len(self.columns), *self.cells]
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        shown = [[f"**{cell.text}**" if cell.bold else cell.text for cell in row] for row in self.cells]
+        lines = [list(self.columns), ["---"] * len(self.columns), *shown]
+        table = "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
         return f"{table}\n\n{self.caption}" if self.caption else table
 
 

@@ -103,6 +103,7 @@ def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing: Sequen
     codes_p, codes_t = (_neighbourhoods(mask[box]) for mask in (prediction, truth))
     area = _element_areas(tuple(float(step) for step in spacing))
     surface_p, surface_t = area[codes_p] > 0, area[codes_t] > 0
+    # A k-d tree of the elements takes half as long on scattered lesions, but twenty times as long on concentric ones.
     to_prediction, to_truth = (distance_transform_edt(~surface, sampling=spacing) for surface in (surface_p, surface_t))
     return SurfaceDistances(to_truth[surface_p], to_prediction[surface_t],
                             area[codes_p[surface_p]], area[codes_t[surface_t]])

@@ -21,7 +21,7 @@ from nnunet_synth.demo.job import (
     hidden_fold,
 )
 from nnunet_synth.demo.runner import Runner, Step
-from nnunet_synth.demo.summary import read_training_logs, write_summary
+from nnunet_synth.demo.summary import write_summary
 from nnunet_synth.errors import UserError
 
 TINY = dataclasses.replace(QUICK, num_labelled=6, num_unlabelled=2, num_test=2, num_visible=3, size=64, num_slices=4,
@@ -78,14 +78,6 @@ def test_small_configuration(planned_dataset, tmp_path, monkeypatch):
     network = get_network_from_plans(configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
                                      configuration.network_arch_init_kwargs_req_import, 1, 2)
     assert isinstance(network, nn.Module) and sum(p.numel() for p in network.parameters()) < 500_000
-
-
-def test_training_logs(tmp_path):
-    (tmp_path / "training_log_2026_1.txt").write_text(LOG)
-    resumed = LOG[LOG.index("2026-01-01 10:00:10"):].replace("-0.75", "-0.5").replace("nan", "np.float64(0.875)")
-    (tmp_path / "training_log_2026_2.txt").write_text(resumed)
-    assert read_training_logs(tmp_path) == {0: {"train_loss": -0.25, "val_loss": -0.5, "Pseudo dice": 0.375},
-                                            1: {"train_loss": -0.5, "Pseudo dice": 0.875}}
 
 
 def test_report(job, tmp_path):
