@@ -33,12 +33,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
 from nnunet_synth.dataset_conversion.dicom_series import MIN_SLICES, Series, check_series, read_series, scan_series
 from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
-from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned
+from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned, value_counts
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -300,11 +298,10 @@ def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> tuple[Sim
 
 
 def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> SimpleITK.Image:
-    import SimpleITK
     label = to_lps(read_volume(file))
-    unnamed = np.setdiff1d(SimpleITK.GetArrayViewFromImage(label), list(label_names.values()))
-    if unnamed.size:
-        raise UserError(f"{file} holds {unnamed.size} value(s) without a name, {unnamed[:5].tolist()}: name them with "
+    unnamed = [value for value in value_counts(label) if value not in label_names.values()]
+    if unnamed:
+        raise UserError(f"{file} holds {len(unnamed)} value(s) without a name, {unnamed[:5]}: name them with "
                         f"--label-names {_named(label_names)} …")
     return label
 

@@ -73,3 +73,17 @@ def compact(image: SimpleITK.Image) -> SimpleITK.Image:
     fits = values.min() >= bounds.min and values.max() <= bounds.max
     is_integer = values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))
     return SimpleITK.Cast(image, SimpleITK.sitkInt16 if fits and is_integer else SimpleITK.sitkFloat32)
+
+
+def value_counts(image: SimpleITK.Image) -> dict[float, int]:
+    """Value → number of voxels, in the order of the values; integers for integer types.
+
+    Counted slice by slice: sorting a whole volume, as np.unique does, takes as long as reading it.
+    """
+    import SimpleITK
+    values = SimpleITK.GetArrayViewFromImage(image)
+    if values.dtype.kind in "iu" and int(values.max()) - (low := int(values.min())) < 1 << 16:
+        counts = sum(np.bincount(part.ravel().astype(np.int64) - low, minlength=1 << 16) for part in values)
+        return {low + offset: int(counts[offset]) for offset in np.flatnonzero(counts).tolist()}
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))

@@ -183,7 +183,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(scans, tmp_path, damage, name,
         return
     with pytest.raises(UserError, match=message) as caught:
         convert(scans, tmp_path, **both(scans))
-    assert "\n" not in str(caught.value) and not list((tmp_path / "raw").glob("*"))
+    assert "\n" not in str(caught.value) and not list((tmp_path / "raw").glob("Dataset*"))
 
 
 def test_mhd_in_an_archive_is_refused(scans, tmp_path):
