@@ -1,6 +1,8 @@
 """The same function over many items in several processes, in order."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +27,8 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], num_
         yield from map(function, items)
         return
     # Spawned, as nnU-Net does: forked children of a process that used torch's threads may hang.
-    workers = ProcessPoolExecutor(min(num_jobs, len(items)), multiprocessing.get_context("spawn"))
+    workers = ProcessPoolExecutor(min(num_jobs, len(items)), multiprocessing.get_context("spawn"),
+                                  initializer=_end_with_parent)
     try:
         yield from workers.map(function, items, chunksize=max(1, min(16, len(items) // (4 * num_jobs))))
     except BrokenProcessPool as error:
@@ -33,3 +36,12 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], num_
             from error
     finally:
         workers.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Without this the workers of a killed process would wait for ever, and finish what they were writing first."""
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

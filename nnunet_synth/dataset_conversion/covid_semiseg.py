@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, Role
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, Role, reject
 from nnunet_synth.dataset_conversion.sources import SourceFile, list_files
 from nnunet_synth.errors import UserError
 
@@ -168,13 +168,10 @@ def _part(images: list[SourceFile], role: Role, masks: list[SourceFile] | None, 
         case_id = image.path.stem
         mask = mask_of.get(case_id)
         read = partial(read_case, image, mask, task, mirrored)
-        yield Case(id=case_id, role=role, sources=(image, mask) if mask else (image,),
-                   read=partial(_refuse, image) if masks and not mask else read, group=group,
+        if masks and not mask:
+            read = partial(reject, f"{case_id}.png is not in the folder GT: the mask of {image.path.name} is missing")
+        yield Case(id=case_id, role=role, sources=(image, mask) if mask else (image,), read=read, group=group,
                    metadata={"mirrored": mirrored, "orientation_vote": round(share, 2)})
-
-
-def _refuse(image: SourceFile) -> CaseContent:
-    raise UserError(f"{image.path.stem}.png is not in the folder GT: the mask of {image.path.name} is missing")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,20 +1,22 @@
 """The one writer of nnU-Net raw datasets: every converter hands it cases, it checks, writes and reports them.
 
-    DatasetXXX_Name/
+    nnUNet_raw/DatasetXXX_Name/
       imagesTr labelsTr imagesUl imagesTs labelsTs layoutsTr layoutsUl layoutsTs    (those that have cases)
       dataset.json
       conversion_report.json     every case: written, repaired (how) or rejected (why), SHA-256 of its source files
+      metadata.csv               what the source knows of each case, if it knows anything
+    nnUNet_preprocessed/DatasetXXX_Name/splits_final.json       where the source has folds of its own
 
-The dataset appears complete or not at all.
+The dataset appears complete or not at all. A conversion that was stopped goes on where it was (`unfinished.py`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_synth import __version__
-from nnunet_synth.atomic import atomic_folder, write_json
+from nnunet_synth.atomic import write_json
 from nnunet_synth.data.raw_images import check_file, check_raw_image
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, Role
-from nnunet_synth.dataset_conversion.sources import Source
+from nnunet_synth.data.splits import PARTS, check_split, load_splits, splits_file
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.report import SUFFIX, CaseReport, ConversionReport, write_metadata
+from nnunet_synth.dataset_conversion.sources import Source, scratch_folder
+from nnunet_synth.dataset_conversion.unfinished import Unfinished, hidden_folder, only_writer
+from nnunet_synth.dataset_conversion.volumes import value_counts
 from nnunet_synth.errors import UserError
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
@@ -33,68 +39,14 @@ from nnunet_synth.progress import progress
 if TYPE_CHECKING:
     import SimpleITK
 
-SUFFIX: dict[Role, str] = {"labelled": "Tr", "unlabelled": "Ul", "test": "Ts"}
 _GEOMETRY_TOLERANCE = 1e-3      # mm, and for direction cosines: headers are often rounded
 
-
-@dataclass(frozen=True)
-class CaseReport:
-    """What became of one case."""
-
-    id: str
-    role: Role
-    status: str                                     # written | repaired | rejected
-    reason: str = ""                                # why it was rejected
-    repairs: tuple[str, ...] = ()
-    has_label: bool = False
-    has_layout: bool = False
-    label_counts: dict[str, int] = field(default_factory=dict)      # voxels of each label value
-    shape: tuple[int, ...] = ()                     # of the array: [z, y, x] or [y, x]
-    spacing: tuple[float, ...] = ()                 # mm, same order (1 where unknown)
-    group: str = ""
-    sources: dict[str, str] = field(default_factory=dict)           # path → SHA-256
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What became of all of them."""
-
-    dataset: str
-    folder: Path | None                             # None: only checked
-    cases: tuple[CaseReport, ...]
-
-    def select(self, role: Role | None = None, status: str | None = None) -> list[CaseReport]:
-        return [case for case in self.cases if role in (None, case.role) and status in (None, case.status)]
-
-    @property
-    def rejected(self) -> list[CaseReport]:
-        return self.select(status="rejected")
-
-    def to_json(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "converted_by": f"nnunet_synth {__version__}",
-                "counts": {role: dict(Counter(case.status for case in self.select(role))) for role in SUFFIX},
-                "cases": [asdict(case) for case in self.cases]}
-
-    def table(self, max_rejected: int = 20) -> str:
-        """Counts, then each kind of repair with its number of cases, then the rejected cases with their reasons."""
-        lines = [f"{'part':<12}{'written':>9}{'repaired':>10}{'rejected':>10}{'labels':>8}"]
-        for role in SUFFIX:
-            cases = self.select(role)
-            if cases:
-                count = Counter(case.status for case in cases)
-                lines.append(f"{role:<12}{count['written']:>9}{count['repaired']:>10}{count['rejected']:>10}"
-                             f"{sum(case.has_label for case in cases):>8}")
-        repairs = Counter(_kind(repair) for case in self.cases for repair in case.repairs)
-        lines += [f"repaired: {number} x {repair}" for repair, number in repairs.most_common()]
-        lines += [f"rejected: {case.role} {case.id}: {case.reason}" for case in self.rejected[:max_rejected]]
-        if len(self.rejected) > max_rejected:
-            lines.append(f"rejected: {len(self.rejected) - max_rejected} more, see conversion_report.json")
-        return "\n".join(lines)
+MakeSplits = Callable[[Sequence[CaseReport]], list[dict[str, Any]]]
 
 
 def write_dataset(cases: Iterable[Case], description: DatasetDescription, target: Path, *, num_jobs: int = 1,
-                  check_only: bool = False, allow_rejected: bool = False) -> ConversionReport:
+                  check_only: bool = False, allow_rejected: bool = False, options: Mapping[str, Any] | None = None,
+                  make_splits: MakeSplits | None = None, preprocessed: Path | None = None) -> ConversionReport:
     """Write a whole nnU-Net raw dataset, or nothing.
 
     Args:
@@ -103,22 +55,40 @@ def write_dataset(cases: Iterable[Case], description: DatasetDescription, target
         num_jobs: worker processes; each holds one case in memory.
         check_only: read and check everything, write nothing.
         allow_rejected: write the dataset without the rejected cases. Rejected unlabelled cases are always left out.
+        options: of the conversion, for the report; finished cases of an earlier run with other options are not kept.
+        make_splits: what was written → folds for splits_final.json, or [].
+        preprocessed: …/nnUNet_preprocessed/DatasetXXX_Name, where the folds go.
 
     Raises:
-        UserError: two cases have the same id; a labelled or test case was rejected; there is no labelled case.
+        UserError: two cases have the same id; a labelled or test case was rejected; there is no labelled case; the
+            target exists or is being written; folds that do not fit the cases, or others in their place.
     """
     cases = list(cases)
-    _check_ids(cases)
+    check_ids(cases)
     if check_only:
-        return _report(cases, description, None, target.name, num_jobs)
-    if target.exists():
-        raise UserError(f"{target} exists; choose another -d or remove it")
-    with atomic_folder(target) as folder:
-        report = _report(cases, description, folder, target.name, num_jobs)
-        _refuse_rejected(report, allow_rejected)
-        write_json(dataset_json(description, report), folder / "dataset.json")
-        write_json(report.to_json(), folder / "conversion_report.json")
-    return ConversionReport(report.dataset, target, report.cases)
+        return check_cases(cases, description, target.name, num_jobs)
+    if not any(case.role == "labelled" for case in cases):
+        raise UserError("no labelled case was found, and nnU-Net cannot plan such a dataset: give the labels, or add "
+                        "the scans to an existing dataset with --add-to-pool")
+    options = options or {}
+    with only_writer(target):
+        if target.exists():
+            raise UserError(f"{target} exists; choose another -d or remove it")
+        unfinished = Unfinished.of(hidden_folder(target), description, options)
+        with unfinished.kept_if_stopped():
+            report = ConversionReport(target.name, target, convert_cases(cases, description, unfinished, num_jobs),
+                                      description.notes)
+            _refuse_rejected(report, allow_rejected)
+            write_json(dataset_json(description, report), unfinished.dataset / "dataset.json")
+            write_json(report.to_json(description, options), unfinished.dataset / "conversion_report.json")
+            write_metadata(report.usable, unfinished.dataset / "metadata.csv")
+            if make_splits is not None and preprocessed is not None:
+                # Before the dataset is there: without them nnU-Net would make folds of its own and say nothing, while
+                # folds without a dataset mislead nobody, and the next run finds and keeps them.
+                _write_splits(make_splits(report.usable), report, unfinished.folder, preprocessed)
+            unfinished.dataset.replace(target)
+        shutil.rmtree(unfinished.folder, ignore_errors=True)
+    return report
 
 
 def dataset_json(description: DatasetDescription, report: ConversionReport) -> dict[str, Any]:
@@ -148,12 +118,36 @@ def dataset_json(description: DatasetDescription, report: ConversionReport) -> d
     }
 
 
-def _check_ids(cases: list[Case]) -> None:
+def check_ids(cases: Sequence[Case]) -> None:
+    """Raises UserError: an id is used twice or can be no file name."""
     repeated = [case_id for case_id, number in Counter(case.id for case in cases).items() if number > 1]
     if repeated:
         files = [str(case.sources[0]) for case in cases if case.id == repeated[0]]
         raise UserError(f"{len(repeated)} case id(s) are used twice, e.g. {repeated[0]} for {' and '.join(files[:2])}: "
                         "rename the source files")
+    for case in cases:
+        if not re.fullmatch(r"[^.\s/\\:][^/\\:\x00-\x1f]*", case.id):
+            raise UserError(f"case id {case.id!r} can be no file name: rename the source files")
+
+
+def check_cases(cases: Sequence[Case], description: DatasetDescription, name: str, num_jobs: int) -> ConversionReport:
+    """Read and check all, write nothing."""
+    check = partial(convert_case, description=description, folder=None)
+    reports = progress(parallel_map(check, cases, num_jobs), "check", total=len(cases))
+    return ConversionReport(name, None, tuple(reports), description.notes)
+
+
+def convert_cases(cases: Sequence[Case], description: DatasetDescription, unfinished: Unfinished,
+                  num_jobs: int) -> tuple[CaseReport, ...]:
+    """Read, check and write all that an earlier run has not finished, into `unfinished.dataset`."""
+    reports = unfinished.resume(cases)
+    if reports:
+        print(f"{len(reports)} of {len(cases)} cases were converted before and are kept")
+    convert = partial(_convert_and_record, description, unfinished)
+    todo = [case for case in cases if case.id not in reports]
+    for report in progress(parallel_map(convert, todo, num_jobs), "convert", total=len(cases), initial=len(reports)):
+        reports[report.id] = report
+    return tuple(reports[case.id] for case in cases)
 
 
 def _refuse_rejected(report: ConversionReport, allow_rejected: bool) -> None:
@@ -167,16 +161,23 @@ def _refuse_rejected(report: ConversionReport, allow_rejected: bool) -> None:
         raise UserError(f"no labelled case is left, nnU-Net cannot plan such a dataset{reason}")
 
 
-def _report(cases: list[Case], description: DatasetDescription, folder: Path | None, name: str,
-            num_jobs: int) -> ConversionReport:
-    convert = partial(convert_case, description=description, folder=folder)
-    verb = "convert" if folder else "check"
-    done = progress(parallel_map(convert, cases, num_jobs), verb, total=len(cases))
-    return ConversionReport(name, folder, tuple(done))
-
-
-def _kind(repair: str) -> str:
-    return " ".join("N" if word.isdigit() else word for word in repair.split())
+def _write_splits(splits: list[dict[str, Any]], report: ConversionReport, scratch: Path, preprocessed: Path) -> None:
+    """Check the folds and write splits_final.json, unless the same is there already."""
+    target = splits_file(preprocessed)
+    if splits:
+        checked = splits_file(scratch)
+        write_json(splits, checked)
+        labelled = {case.id for case in report.usable if case.role == "labelled"}
+        for split in load_splits(scratch):
+            check_split(split)
+            unknown = {case for part in PARTS for case in split.get(part, ())} - labelled
+            if unknown:
+                raise UserError(f"the fold {split.get('name', '')} names {len(unknown)} case(s) that are no labelled "
+                                f"cases of this dataset, e.g. {min(unknown)}")
+    if target.exists() and (not splits or target.read_bytes() != checked.read_bytes()):
+        raise UserError(f"{target} holds other folds than this conversion makes: remove it, or choose another -d")
+    if splits:
+        write_json(splits, target)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -195,15 +196,24 @@ def convert_case(case: Case, description: DatasetDescription, folder: Path | Non
         return CaseReport(case.id, case.role, "rejected", reason=str(error), group=case.group,
                           sources=sources or {str(source): _sha256(source) for source in case.sources},
                           metadata=dict(case.metadata))
-    if folder is not None:
-        _write_content(case, content, description, folder)
+    files = () if folder is None else _write_content(case, content, description, folder)
     first = content.images[0]
+    counts = {} if content.label is None else value_counts(content.label)
     return CaseReport(
         case.id, case.role, "repaired" if content.repairs else "written", repairs=content.repairs,
         has_label=content.label is not None, has_layout=content.layout is not None,
-        label_counts=_label_counts(content.label), shape=tuple(reversed(first.GetSize())),
-        spacing=tuple(reversed(first.GetSpacing())), group=case.group, sources=sources,
-        metadata={**case.metadata, **content.metadata})
+        label_counts={str(int(value)): count for value, count in counts.items()},
+        shape=tuple(reversed(first.GetSize())), spacing=tuple(reversed(first.GetSpacing())), group=case.group,
+        files=files, sources=sources, metadata={**case.metadata, **content.metadata})
+
+
+def _convert_and_record(description: DatasetDescription, unfinished: Unfinished, case: Case) -> CaseReport:
+    fingerprint = unfinished.fingerprint(case)      # before reading: a source that changes meanwhile is read again
+    with scratch_folder(unfinished.scratch):
+        report = convert_case(case, description, unfinished.dataset)
+    if report.status != "rejected":
+        unfinished.record(report, fingerprint)
+    return report
 
 
 def _check_content(case: Case, content: CaseContent, description: DatasetDescription) -> None:
@@ -228,7 +238,7 @@ def _check_content(case: Case, content: CaseContent, description: DatasetDescrip
                                       (content.layout, "layout", {"none": 0, **description.layout_labels})):
         if map_image is not None:
             _check_geometry(map_image, reference, name)
-            _check_values(SimpleITK.GetArrayViewFromImage(map_image), name, declared)
+            _check_values(map_image, name, declared)
 
 
 def _check_geometry(image: SimpleITK.Image, reference: SimpleITK.Image, name: str) -> None:
@@ -240,21 +250,24 @@ def _check_geometry(image: SimpleITK.Image, reference: SimpleITK.Image, name: st
             raise UserError(f"{name} and image differ in {what.lower()}: {_rounded(own)} and {_rounded(others)}")
 
 
-def _check_values(values: np.ndarray, name: str, declared: Any) -> None:
-    undeclared = [value.item() for value in np.unique(values) if value not in set(declared.values())]
+def _check_values(image: SimpleITK.Image, name: str, declared: Mapping[str, int]) -> None:
+    undeclared = [value for value in value_counts(image) if value not in set(declared.values())]
     if undeclared:
         known = ", ".join(f"{key}={value}" for key, value in declared.items())
         raise UserError(f"{name} holds undeclared value(s) {undeclared[:5]} (declared: {known})")
 
 
-def _write_content(case: Case, content: CaseContent, description: DatasetDescription, folder: Path) -> None:
+def _write_content(case: Case, content: CaseContent, description: DatasetDescription, folder: Path) -> tuple[str, ...]:
+    """Returns what was written, relative to `folder`."""
     suffix, ending = SUFFIX[case.role], description.file_ending
-    for channel, image in enumerate(content.images):
-        _write_image(image, folder / f"images{suffix}" / f"{case.id}_{channel:04d}{ending}")
-    if content.label is not None:
-        _write_image(_as_integers(content.label), folder / f"labels{suffix}" / f"{case.id}{ending}")
-    if content.layout is not None:
-        _write_image(_as_integers(content.layout), folder / f"layouts{suffix}" / f"{case.id}{ending}")
+    images = {f"images{suffix}/{case.id}_{channel:04d}{ending}": image for channel, image in enumerate(content.images)}
+    for kind, image in (("labels", content.label), ("layouts", content.layout)):
+        if image is not None:
+            labels = images[f"{kind}{suffix}/{case.id}{ending}"] = _as_integers(image)
+            labels.CopyInformation(content.images[0])           # they agree but for rounding
+    for name, image in images.items():
+        _write_image(image, folder / name)
+    return tuple(images)
 
 
 def _write_image(image: SimpleITK.Image, path: Path) -> None:
@@ -273,14 +286,6 @@ def _as_integers(image: SimpleITK.Image) -> SimpleITK.Image:
     import SimpleITK
     return SimpleITK.Cast(image, SimpleITK.sitkUInt8 if SimpleITK.GetArrayViewFromImage(image).max(initial=0) < 256
                           else SimpleITK.sitkUInt16)
-
-
-def _label_counts(label: SimpleITK.Image | None) -> dict[str, int]:
-    if label is None:
-        return {}
-    import SimpleITK
-    values, counts = np.unique(SimpleITK.GetArrayViewFromImage(label), return_counts=True)
-    return {str(int(value)): int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def _sha256(source: Source) -> str:

@@ -24,7 +24,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def left_in(tmp_path: Path) -> list[str]:
-    return [path.name for path in (tmp_path / "nnUNet_raw").iterdir()]
+    """What looks like a dataset: finished cases wait in a hidden folder for the same command."""
+    return [path.name for path in (tmp_path / "nnUNet_raw").iterdir() if not path.name.startswith(".")]
 
 
 def test_convert_writes_a_dataset_that_nnunet_accepts(source, tmp_path, capsys):

@@ -13,6 +13,7 @@ from nnunet_synth.dataset_conversion.sources import SourceFile
 from nnunet_synth.dataset_conversion.writer import write_dataset
 from nnunet_synth.errors import UserError
 
+HIDDEN = ".Dataset007_Toy.converting"
 DESCRIPTION = DatasetDescription(
     name="Toy", channel_names=("CT",), labels={"background": 0, "lesion": 1}, file_ending=".nii.gz",
     reader_writer="SimpleITKIO", num_dimensions=3, licence="CC0", citation="A. Author, Toys, 2020",
@@ -109,7 +110,8 @@ def test_a_labelled_case_with_a_defect_stops_the_conversion_and_leaves_nothing(t
     with pytest.raises(UserError, match=reason) as caught:
         write_dataset(cases, DESCRIPTION, target)
     assert "bad" in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((tmp_path / "raw").iterdir())
+    assert "1 finished case(s) are kept" in str(caught.value)
+    assert [path.name for path in target.parent.iterdir()] == [HIDDEN]
 
     checked = write_dataset(cases, DESCRIPTION, target, check_only=True)
     assert [entry.id for entry in checked.rejected] == ["bad"] and not target.exists()
@@ -158,13 +160,13 @@ def test_an_existing_dataset_is_not_touched(tmp_path):
 def test_a_dataset_without_labelled_cases_is_refused(tmp_path):
     with pytest.raises(UserError, match="no labelled case"):
         write_dataset([case(tmp_path, "u", "unlabelled")], DESCRIPTION, tmp_path / "raw" / "Dataset007_Toy")
-    assert not list((tmp_path / "raw").iterdir())
+    assert not (tmp_path / "raw").exists()
 
 
-def test_a_crash_leaves_nothing(tmp_path):
+def test_a_crash_before_any_case_is_finished_leaves_nothing(tmp_path):
     def crash():
         raise KeyboardInterrupt
-    cases = [case(tmp_path, "a"), replace(case(tmp_path, "b"), read=crash)]
+    cases = [replace(case(tmp_path, "b"), read=crash), case(tmp_path, "a")]
     with pytest.raises(KeyboardInterrupt):
         write_dataset(cases, DESCRIPTION, tmp_path / "raw" / "Dataset007_Toy")
     assert not list((tmp_path / "raw").iterdir())

@@ -1,0 +1,167 @@
+"""Scans added to the pool (`imagesUl`) of an existing raw dataset, whatever their role was and without their labels.
+
+    nnUNet_raw/DatasetXXX_Name/
+      imagesUl layoutsUl                        + the new cases
+      conversion_report_TYPE.json               what became of each; TYPE_2 the second time
+      metadata_TYPE.csv
+      .adding_TYPE/                             the addition under way (`unfinished.py`); moving.json: all is there
+
+The new files wait in the hidden folder until all are there, then they are moved. A run that is killed while it moves is
+finished by the next one, so nobody finds half an image, or images that no report knows.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from nnunet_synth.atomic import write_json
+from nnunet_synth.data.raw_images import list_cases
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.report import CaseReport, ConversionReport, write_metadata
+from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest, only_writer
+from nnunet_synth.dataset_conversion.volumes import ORIENTATION
+from nnunet_synth.dataset_conversion.writer import check_cases, check_ids, convert_cases
+from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_json
+
+_IF_MISSING, _IF_DAMAGED = "give the id of an existing raw dataset", "correct it"
+
+
+def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset: Path, source_type: str, *,
+                num_jobs: int = 1, check_only: bool = False,
+                options: Mapping[str, Any] | None = None) -> ConversionReport:
+    """Add every usable case of a source to the pool; those that cannot be used are reported.
+
+    Args:
+        cases: all cases of the source, found but not read.
+        dataset: nnUNet_raw/DatasetXXX_Name, which exists.
+        source_type: name of the converter, for the names of the report and of the hidden folder.
+        num_jobs, check_only, options: as in `write_dataset`.
+
+    Raises:
+        UserError: the scans do not fit the dataset, an id is there already or twice, nothing can be used, or another
+            process is writing there.
+    """
+    description = _fitted(description, dataset)
+    cases = [_without_label(case, keep_layout=bool(description.layout_labels)) for case in cases]
+    check_ids(cases)
+    if check_only:
+        _check_new(cases, dataset)
+        return check_cases(cases, description, dataset.name, num_jobs)
+    options = options or {}
+    with only_writer(dataset):
+        unfinished = Unfinished.of(dataset / f".adding_{source_type}", description, options)
+        command = digest([unfinished.fingerprint(case) for case in cases])
+        moved = _finish_moving(unfinished, dataset)         # of a run that was killed
+        if moved is None or moved["command"] != command:
+            _check_new(cases, dataset)
+            with unfinished.kept_if_stopped():
+                report = ConversionReport(dataset.name, dataset,
+                                          convert_cases(cases, description, unfinished, num_jobs))
+                if not report.usable:
+                    raise UserError(f"none of {len(cases)} scans can be used"
+                                    + (f", e.g. {cases[0].id}: {report.cases[0].reason}" if cases else ""))
+                name = _free_name(dataset, source_type)
+                write_json(report.to_json(description, options), unfinished.dataset / f"conversion_report_{name}.json")
+                write_metadata(report.usable, unfinished.dataset / f"metadata_{name}.csv")
+                write_json({"command": command, "report": f"conversion_report_{name}.json"}, _mark(unfinished))
+            moved = _finish_moving(unfinished, dataset)
+    stored = read_json(dataset / moved["report"], "", "")
+    return ConversionReport(dataset.name, dataset, tuple(map(CaseReport.from_json, stored["cases"])), description.notes)
+
+
+def _finish_moving(unfinished: Unfinished, dataset: Path) -> dict[str, Any] | None:
+    """Where everything was ready to be moved, move what is not in `dataset` yet; returns the mark, else None."""
+    if not _mark(unfinished).exists():
+        return None
+    mark = read_json(_mark(unfinished), "", "")
+    # A layout before its image, and the report when all is done.
+    for folder in ("layoutsUl", "imagesUl", "."):
+        for file in sorted((unfinished.dataset / folder).glob("*.*")):
+            (dataset / folder).mkdir(exist_ok=True)
+            file.replace(dataset / folder / file.name)
+    shutil.rmtree(unfinished.folder, ignore_errors=True)
+    return mark
+
+
+def _mark(unfinished: Unfinished) -> Path:
+    return unfinished.folder / "moving.json"
+
+
+def _free_name(dataset: Path, source_type: str) -> str:
+    names = (source_type if number == 1 else f"{source_type}_{number}" for number in count(1))
+    return next(name for name in names if not (dataset / f"conversion_report_{name}.json").exists())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Does it fit?
+
+
+def _fitted(description: DatasetDescription, dataset: Path) -> DatasetDescription:
+    """The description of the new scans, with the layouts left out where the dataset has others, and notes that say so.
+
+    Raises:
+        UserError: there is no such dataset, or it has other channels, another file ending or another orientation.
+    """
+    content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
+    ours = content.get("nnunet_synth", {})
+    for what, old, new in (("channels", list(content.get("channel_names", {}).values()),
+                            list(description.channel_names)),
+                           ("file ending", content.get("file_ending"), description.file_ending),
+                           ("orientation", ours.get("orientation", ""), description.orientation)):
+        if old != new:
+            raise UserError(f"the new scans do not fit {dataset.name}: its {what} is {old}, theirs is {new}")
+    notes = _orientation_note(description, dataset, content)
+    declared = dict(ours.get("layout_labels", {}))
+    if description.layout_labels and declared != dict(description.layout_labels):
+        notes += (f"the layouts of the new scans are left out: {dataset.name} declares {declared or 'none'}, they hold "
+                  f"{dict(description.layout_labels)}",)
+        description = replace(description, layout_labels={})
+    return replace(description, notes=description.notes + notes)
+
+
+def _orientation_note(description: DatasetDescription, dataset: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """nnU-Net looks at arrays, whose axes the converters of volumes turn to LPS: does the dataset lie so too?"""
+    import SimpleITK
+    images = list_cases(dataset / "imagesTr", description.file_ending)
+    if description.num_dimensions != 3 or not images or "Reorient" in content.get("overwrite_image_reader_writer", ""):
+        return ()
+    case_id, files = next(iter(images.items()))
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(str(files[0]))
+    try:
+        header.ReadImageInformation()
+        own = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(header.GetDirection())
+    except RuntimeError as error:
+        raise UserError(f"{files[0]} cannot be read ({str(error).strip().splitlines()[-1]}): mend the dataset") \
+            from error
+    if own == ORIENTATION:
+        return ()
+    return (f"the new arrays lie in {ORIENTATION}, {case_id} of {dataset.name} lies in {own}, and nnU-Net does not "
+            "turn images: left and right, or front and back, may be exchanged between the two",)
+
+
+def _check_new(cases: Iterable[Case], dataset: Path) -> None:
+    """Raises UserError: the dataset has a case of the same id."""
+    content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
+    existing = {case_id: folder for folder in ("imagesTr", "imagesTs", "imagesUl")
+                for case_id in list_cases(dataset / folder, content["file_ending"])}
+    both = [case.id for case in cases if case.id in existing]
+    if both:
+        raise UserError(f"{len(both)} case(s) are in {dataset.name} already, e.g. {both[0]} in {existing[both[0]]}: "
+                        "remove them there or from the source")
+
+
+def _without_label(case: Case, keep_layout: bool) -> Case:
+    return replace(case, role="unlabelled", read=partial(_read_without_label, case, keep_layout))
+
+
+def _read_without_label(case: Case, keep_layout: bool) -> CaseContent:
+    content = case.read()
+    return replace(content, label=None, layout=content.layout if keep_layout else None)

@@ -1,0 +1,108 @@
+"""What became of the cases of a conversion: for the terminal, for conversion_report.json and for metadata.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_synth import __version__
+from nnunet_synth.atomic import write_text
+from nnunet_synth.dataset_conversion.case import DatasetDescription, Role
+
+SUFFIX: dict[Role, str] = {"labelled": "Tr", "unlabelled": "Ul", "test": "Ts"}
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What became of one case."""
+
+    id: str
+    role: Role
+    status: str                                     # written | repaired | rejected
+    reason: str = ""                                # why it was rejected
+    repairs: tuple[str, ...] = ()
+    has_label: bool = False
+    has_layout: bool = False
+    label_counts: dict[str, int] = field(default_factory=dict)      # voxels of each label value
+    shape: tuple[int, ...] = ()                     # of the array: [z, y, x] or [y, x]
+    spacing: tuple[float, ...] = ()                 # mm, same order (1 where unknown)
+    group: str = ""
+    files: tuple[str, ...] = ()                     # in the dataset's folder; none if only checked
+    sources: dict[str, str] = field(default_factory=dict)           # path → SHA-256
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> CaseReport:
+        """What `asdict` and JSON made of one; JSON knows no tuples."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of all of them."""
+
+    dataset: str
+    folder: Path | None                             # None: only checked
+    cases: tuple[CaseReport, ...]
+    notes: tuple[str, ...] = ()                     # sentences that the user should read
+
+    def select(self, role: Role | None = None, status: str | None = None) -> list[CaseReport]:
+        return [case for case in self.cases if role in (None, case.role) and status in (None, case.status)]
+
+    @property
+    def rejected(self) -> list[CaseReport]:
+        return self.select(status="rejected")
+
+    @property
+    def usable(self) -> list[CaseReport]:
+        return [case for case in self.cases if case.status != "rejected"]
+
+    def to_json(self, description: DatasetDescription, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {"dataset": self.dataset, "converted_by": f"nnunet_synth {__version__}",
+                "source": description.source, "licence": description.licence, "citation": description.citation,
+                "notes": list(description.notes), "options": dict(options),
+                "counts": {role: dict(Counter(case.status for case in self.select(role))) for role in SUFFIX},
+                "cases": [asdict(case) for case in self.cases]}
+
+    def table(self, max_rejected: int = 20) -> str:
+        """Counts, then each kind of repair with its number of cases, then the rejected cases with their reasons."""
+        lines = [f"{'part':<12}{'written':>9}{'repaired':>10}{'rejected':>10}{'labels':>8}"]
+        for role in SUFFIX:
+            cases = self.select(role)
+            if cases:
+                count = Counter(case.status for case in cases)
+                lines.append(f"{role:<12}{count['written']:>9}{count['repaired']:>10}{count['rejected']:>10}"
+                             f"{sum(case.has_label for case in cases):>8}")
+        repairs = Counter(_kind(repair) for case in self.cases for repair in case.repairs)
+        lines += [f"repaired: {number} x {repair}" for repair, number in repairs.most_common()]
+        lines += [f"rejected: {case.role} {case.id}: {case.reason}" for case in self.rejected[:max_rejected]]
+        if len(self.rejected) > max_rejected:
+            lines.append(f"rejected: {len(self.rejected) - max_rejected} more, see conversion_report.json")
+        return "\n".join(lines)
+
+
+def write_metadata(cases: Sequence[CaseReport], file: Path) -> None:
+    """A table of id, role and every text, number or truth value in the metadata of `cases`; no file if there is none.
+
+    Columns stand in the order in which the keys appear; what a case does not have is empty.
+    """
+    rows = [{"id": case.id, "role": case.role,
+             **{key: value for key, value in case.metadata.items()
+                if key not in ("id", "role") and isinstance(value, str | int | float)}}
+            for case in cases]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if columns[2:]:
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(text.getvalue(), file)
+
+
+def _kind(repair: str) -> str:
+    return " ".join("N" if word.isdigit() else word for word in repair.split())
