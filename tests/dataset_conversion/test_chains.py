@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from nnunet_synth.commands.convert import convert
 from nnunet_synth.trainers import SACPSTrainer
 from tests.conftest import DATASET_ID, plan_and_preprocess, set_folders
-from tests.makers import folder
+from tests.makers import covid_19_20, folder, mosmed
 from tests.trainers.runs import make_trainer, save_untrained_sean
 
 
@@ -35,12 +36,19 @@ class Download:
         convert(self.source_type, source, **target, **self.options(source))
 
 
-FOLDER = Download("folder", folder.write_tree,
+# In smaller pictures no lesion has the 64 pixels that SEAN wants to take a style from.
+SIZE = {"size": 96, "num_slices": 12}
+
+FOLDER = Download("folder", partial(folder.write_tree, **SIZE),
                   lambda source: {"labels": source.parent / "labels", "unlabelled": source.parent / "more"})
+
+MOSMED = Download("mosmed", partial(mosmed.write_tree, **SIZE))
+COVID_19_20 = Download("covid-19-20", partial(covid_19_20.write_tree, **SIZE))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("download, pool", [(FOLDER, None)], ids=["folder"])
+@pytest.mark.parametrize("download, pool", [(FOLDER, None), (MOSMED, None), (COVID_19_20, None)],
+                         ids=["folder", "mosmed", "covid-19-20"])
 def test_from_the_download_to_training(tmp_path, monkeypatch, download, pool):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
     set_folders(monkeypatch, tmp_path)

@@ -13,8 +13,11 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from nnunet_synth.dataset_conversion import folder
+from nnunet_synth.dataset_conversion import covid_19_20, folder, mosmed
+from nnunet_synth.dataset_conversion.report import SUFFIX
 from nnunet_synth.dataset_conversion.writer import write_dataset
+from tests.makers import covid_19_20 as covid_19_20_copy
+from tests.makers import mosmed as mosmed_copy
 
 ALL_ORDERS = ["".join(letters) for axes in permutations(("LR", "PA", "SI")) for letters in product(*axes)]
 SHAPE, SPACING = (7, 6, 5), (0.7, 0.8, 5.0)         # x, y, z: none twice, so that no two axes can be exchanged unseen
@@ -78,13 +81,14 @@ def dice(a: NDArray, b: NDArray) -> float:
     return 2 * np.logical_and(a, b).sum() / (a.sum() + b.sum())
 
 
-def check(stored_image: Path, stored_label: Path, dataset: Path, case: str) -> None:
+def check(stored_image: Path, stored_label: Path | None, dataset: Path, case: str, part: str = "Tr") -> None:
     points, hu = voxels(stored_image)
-    written = dataset / "imagesTr" / f"{case}_0000.nii.gz"
+    written = dataset / f"images{part}" / f"{case}_0000.nii.gz"
     np.testing.assert_array_equal(values_at(points, written), hu)
     assert SimpleITK.ReadImage(str(written)).GetNumberOfPixels() == hu.size
-    points, lesion = voxels(stored_label)
-    assert lesion.any() and dice(values_at(points, dataset / "labelsTr" / f"{case}.nii.gz"), lesion) == 1.0
+    if stored_label is not None:
+        points, lesion = voxels(stored_label)
+        assert lesion.any() and dice(values_at(points, dataset / f"labels{part}" / f"{case}.nii.gz"), lesion) == 1.0
 
 
 @pytest.mark.parametrize("label_order", ["as its image", "LPS"])
@@ -125,3 +129,37 @@ def test_the_comparison_sees_every_flip(tmp_path, order, flips):
     else:
         with pytest.raises(AssertionError):
             check(tmp_path / "scan.nii.gz", tmp_path / "label.nii.gz", dataset, "a")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The public datasets, whose test copies have one image and one label a case
+
+
+def turn(file: Path, order: str) -> None:
+    """Store a volume in another axis order; by nibabel."""
+    image = nibabel.load(file)
+    transform = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine),
+                                                    nibabel.orientations.axcodes2ornt(order))
+    turned = image.as_reoriented(transform)
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(turned.dataobj), turned.affine, turned.header), file)
+    assert nibabel.aff2axcodes(nibabel.load(file).affine) == tuple(order)
+
+
+DATASETS = {"mosmed": (mosmed, mosmed_copy), "covid-19-20": (covid_19_20, covid_19_20_copy)}
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS", "LAS", "LPI", "RPI", "SAL"])
+@pytest.mark.parametrize("name", DATASETS)
+def test_public_datasets_in_any_axis_order(tmp_path, name, order):
+    converter, maker = DATASETS[name]
+    source = maker.write_tree(tmp_path, size=32, num_slices=6)
+    for file in source.rglob("*.nii.gz"):
+        turn(file, order)
+    options = converter.Options()
+    report = write_dataset(converter.find_cases(source, options), converter.describe(options),
+                           tmp_path / "Dataset001_Turned")
+    assert not report.rejected and len(report.select("labelled")) >= 5 and report.select("unlabelled")
+    for case in report.cases:
+        image, *label = map(Path, case.sources)
+        check(image, label[0] if case.has_label else None, report.folder, case.id, SUFFIX[case.role])
+        assert case.repairs == (() if order == "LPS" else (f"turned from {order} to LPS",))
