@@ -142,8 +142,10 @@ def _group(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[Run]]]:
                             "or a method name of its own")
         run[row["case"]] = row
     classes: dict[str, dict[str, list[Run]]] = {}
-    for (class_name, method, _), run in runs.items():
-        classes.setdefault(class_name, {}).setdefault(method, []).append(run)
+    for class_name, method, _ in runs:
+        classes.setdefault(class_name, {}).setdefault(method, [])
+    for class_name, method, seed in sorted(runs):       # in whatever order the runs finished: the same bootstrap
+        classes[class_name][method].append(runs[class_name, method, seed])
     for methods in classes.values():
         every = {case for method_runs in methods.values() for run in method_runs for case in run}
         for method, run in ((method, run) for method, method_runs in methods.items() for run in method_runs):

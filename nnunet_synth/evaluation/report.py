@@ -138,10 +138,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side, each with its caption."""
+    """Pictures side by side, each with its caption, below a title."""
 
     items: Sequence[Picture]
     caption: str = ""
+    title: str = ""
     kind = "gallery"
 
     @property
@@ -149,11 +150,11 @@ class Gallery:
         return list(self.items)
 
     def content(self) -> dict[str, Any]:
-        return {"caption": self.caption, "pictures": [picture.caption for picture in self.items]}
+        return {"title": self.title, "caption": self.caption, "pictures": [picture.caption for picture in self.items]}
 
     def markdown(self, files: Sequence[str]) -> str:
         images = "\n".join(f"![{picture.caption}]({file})" for picture, file in zip(self.items, files, strict=True))
-        return f"{images}\n\n{self.caption}" if self.caption else images
+        return "\n\n".join(filter(None, [self.title and f"### {self.title}", images, self.caption]))
 
 
 Part = Text | Table | Figure | Gallery

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from nnunet_synth.evaluation.report import Gallery, Picture, Report, Section, Table, Text, curves, write_report
+from nnunet_synth.evaluation.report import Cell, Gallery, Picture, Report, Section, Table, Text, curves, write_report
+from tests.evaluation.browser import chromium
 
 
 @pytest.fixture
@@ -75,3 +76,58 @@ def test_writing_again_replaces_everything(report, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == first
     write_report(Report("Empty", []), tmp_path / "report.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_cells_show_text_and_keep_values(tmp_path):
+    table = Table(["method", "DSC"], [["a", Cell("0.71 ± 0.02", {"mean": 0.7123, "sd": math.nan}, bold=True)]])
+    write_report(Report("Cells", [Section("One", [table])]), tmp_path / "report.html")
+    assert '<td class="best">0.71 ± 0.02</td>' in (tmp_path / "report.html").read_text()
+    assert "| a | **0.71 ± 0.02** |" in (tmp_path / "report.md").read_text()
+    part = json.loads((tmp_path / "report.json").read_text())["sections"][0]["parts"][0]
+    assert part["rows"] == [["a", {"mean": 0.7123, "sd": None}]]
+
+
+def test_a_gallery_has_a_title(tmp_path):
+    gallery = Gallery([Picture.from_array(np.zeros((4, 4), np.uint8), "left")], "below", "Worst <case>")
+    write_report(Report("Gallery", [Section("One", [gallery])]), tmp_path / "report.html")
+    assert "<h3>Worst &lt;case&gt;</h3>" in (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert text.index("### Worst <case>") < text.index("![left]") < text.index("\nbelow")
+    assert json.loads((tmp_path / "report.json").read_text())["sections"][0]["parts"][0]["title"] == "Worst <case>"
+
+
+@pytest.fixture
+def wide_report(report):
+    """What a study brings at its widest: long names, many columns, many and large pictures, long lines of code."""
+    name = "SASTTrainer, teacher SACPSTrainer, style source pool_positive"
+    columns = ["method", *(f"measure {number}" for number in range(12))]
+    rows = [[name, *[Cell("0.712 [0.688, 0.734]", 0.712)] * 12] for _ in range(3)]
+    pictures = [Picture.from_array(np.full((512, 512), 128, np.uint8), f"{name}: DSC 0.712") for _ in range(5)]
+    wide = Section("Wide", [Table(columns, rows, "caption " * 60), Gallery(pictures, "below", name),
+                            Text("word " * 400), Text("nnUNetv2_train " * 60, is_code=True)])
+    return Report(report.title, [*report.sections, wide], {"command": "nnUNetv2_train 501 2d 0 -tr X " * 20,
+                                                           "path": "/data" * 80, **report.facts})
+
+
+def test_in_a_browser(wide_report, tmp_path):
+    write_report(wide_report, tmp_path / "report.html")
+    with chromium(tmp_path / "profile", width=1280) as browser:
+        browser.open(tmp_path / "report.html")
+        assert browser.problems == []
+        page, *others = browser.requests
+        assert page.startswith("file://") and others and all(url.startswith("data:image/") for url in others)
+        shown = browser.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+        assert shown == [True] * 8
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
+        assert browser.evaluate("[...document.querySelectorAll('p, td, figcaption')].every("
+                                "part => parseFloat(getComputedStyle(part).fontSize) >= 14)")
+
+
+def test_the_browser_notices_problems(tmp_path):
+    """So that the test above can fail."""
+    (tmp_path / "page.html").write_text(
+        '<html><body style="width: 3000px"><img src="missing.png"><script>console.error("!"); undefined.x</script>')
+    with chromium(tmp_path / "profile") as browser:
+        browser.open(tmp_path / "page.html")
+        assert len(browser.problems) >= 2 and any(url.endswith("missing.png") for url in browser.requests)
+        assert browser.evaluate("document.documentElement.scrollWidth") >= 3000
