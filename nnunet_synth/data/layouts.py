@@ -37,7 +37,7 @@ def open_layout(layouts_folder: Path, case_id: str, shape: tuple[int, ...]) -> A
     path = Path(layouts_folder) / f"{case_id}.b2nd"
     if not path.exists():
         return np.broadcast_to(np.int16(0), shape)
-    stored = blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1})
+    stored = open_map(path)
     if stored.shape != tuple(shape):
         raise UserError(f"the layout of case {case_id} has shape {stored.shape}, the preprocessed image {tuple(shape)}:"
                         " run nnunet_synth preprocess again")
@@ -74,7 +74,7 @@ def preprocess_layout(experiment: Experiment, case_id: str, raw_file: Path, imag
     resampled = configuration.resampling_fn_seg(cropped, image_shape, spacing, target)[0].astype(np.int16)
     _write_locations(resampled, locations_file(experiment, case_id))
     # The map last: it says that the layout is complete.
-    _write_map(resampled, layout_file(experiment, case_id), tuple(configuration.patch_size))
+    write_map(resampled, layout_file(experiment, case_id), tuple(configuration.patch_size))
 
 
 def _check_labels(layout: np.ndarray, layout_labels: dict[str, int], raw_file: Path) -> None:
@@ -85,12 +85,18 @@ def _check_labels(layout: np.ndarray, layout_labels: dict[str, int], raw_file: P
                         f"nnunet_synth.layout_labels (declared: {declared})")
 
 
-def _write_map(layout: np.ndarray, target: Path, patch_size: tuple[int, ...]) -> None:
-    blocks, chunks = comp_blosc2_params((1, *layout.shape), patch_size, layout.itemsize)
+def open_map(path: Path) -> Any:
+    """What `write_map` stored, lazily read."""
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1})
+
+
+def write_map(voxels: np.ndarray, target: Path, patch_size: tuple[int, ...]) -> None:
+    """Store integers [z, y, x] or [1, z, y, x] so that patches of this size are read fast; atomic."""
+    blocks, chunks = comp_blosc2_params((1, *voxels.shape[-3:]), patch_size, voxels.itemsize)
     with atomic_file(target) as temporary:
         temporary.unlink()          # blosc2 opens existing files instead of replacing them
-        blosc2.asarray(np.ascontiguousarray(layout), urlpath=str(temporary), chunks=chunks[1:], blocks=blocks[1:],
-                       cparams={"nthreads": 1})
+        blosc2.asarray(np.ascontiguousarray(voxels), urlpath=str(temporary), chunks=chunks[-voxels.ndim:],
+                       blocks=blocks[-voxels.ndim:], cparams={"nthreads": 1})
 
 
 def _write_locations(layout: np.ndarray, target: Path) -> None:

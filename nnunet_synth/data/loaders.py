@@ -21,7 +21,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from scipy.ndimage import binary_fill_holes
 
-from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout
+from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout, open_map
 
 NUM_EXTRA_CHANNELS = 3      # layout, cluster, valid
 
@@ -48,16 +48,19 @@ class UnlabelledCases:
     """The unlabelled stream: the pool, and labelled-dataset cases whose labels this fold hides.
 
     Segmentations are reduced to where the image is valid (-1 outside, 0 inside), and `class_locations` to voxels inside
-    the layout, so that no label can reach the loader.
+    the layout, so that no label can reach the loader; a teacher's pseudo-labels may take their place.
 
     Args:
         sources: datasets with disjoint ids.
         inside_layout: draw around voxels of the layout where a case has one; otherwise uniformly.
+        pseudo_labels_folder: holds the pseudo-labels of every case (`data/pseudo_labels.py`).
     """
 
-    def __init__(self, sources: Sequence[nnUNetBaseDataset], layouts_folder: Path, inside_layout: bool) -> None:
+    def __init__(self, sources: Sequence[nnUNetBaseDataset], layouts_folder: Path, inside_layout: bool,
+                 pseudo_labels_folder: Path | None = None) -> None:
         self.layouts_folder = layouts_folder
         self.inside_layout = inside_layout
+        self.pseudo_labels_folder = pseudo_labels_folder
         self.source_of = {case_id: CasesWithLayout(source, layouts_folder)
                           for source in sources for case_id in source.identifiers}
         self.identifiers = list(self.source_of)
@@ -65,7 +68,13 @@ class UnlabelledCases:
     def load_case(self, case_id: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         image, segmentation, layout, properties = self.source_of[case_id].load_case(case_id)
         properties = {**properties, "class_locations": self._locations(case_id)}
-        return image, HiddenSegmentation(segmentation), layout, properties
+        if self.pseudo_labels_folder is None:
+            return image, HiddenSegmentation(segmentation), layout, properties
+        return image, open_map(self.pseudo_labels_folder / f"{case_id}.b2nd"), layout, properties
+
+    def stored_file(self, case_id: str) -> Path:
+        """Written last of a preprocessed case: as old as the case is."""
+        return Path(self.source_of[case_id].dataset.source_folder) / f"{case_id}.pkl"
 
     def num_slices(self) -> int:
         """How many slices along the first axis one pass over the stream holds."""
@@ -177,6 +186,10 @@ class UnlabelledLoader(nnUNetDataLoader):
         super().__init__(*args, oversample_foreground_percent=0.0, **kwargs)
         self.has_ignore = False     # unlabelled cases have no ignored areas, nor the table that nnU-Net looks up then
 
+    @property
+    def is_pseudo_labelled(self) -> bool:
+        return self._data.pseudo_labels_folder is not None
+
     def get_bbox(self, data_shape: np.ndarray, force_fg: bool, class_locations: dict[int, np.ndarray],
                  *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
         return super().get_bbox(data_shape, bool(class_locations), class_locations, *args, **kwargs)
@@ -186,6 +199,7 @@ class TwoStreamLoader:
     """{"data", "target", "keys"} of the labelled stream and {"data_u", "keys_u"} of the unlabelled one in one batch.
 
     data: [B, C + 3, …] float32; the last three channels are layout, cluster and valid (`split_channels`).
+    target_u: [B, 1, …] int16 pseudo-labels, if the unlabelled cases have any.
     """
 
     def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader) -> None:
@@ -197,7 +211,8 @@ class TwoStreamLoader:
 
     def __next__(self) -> dict[str, Any]:
         batch, batch_u = next(self.labelled), next(self.unlabelled)
-        return {**batch, "data_u": batch_u["data"], "keys_u": batch_u["keys"]}
+        batch = {**batch, "data_u": batch_u["data"], "keys_u": batch_u["keys"]}
+        return {**batch, "target_u": batch_u["target"]} if self.unlabelled.is_pseudo_labelled else batch
 
     def set_thread_id(self, thread_id: int) -> None:
         self.labelled.set_thread_id(thread_id)
@@ -208,6 +223,12 @@ def split_channels(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     """[B, C + 3, …] → image [B, C, …] float32, layout [B, …] int64, cluster [B, …] int64, valid [B, …] bool."""
     image, (layout, cluster, valid) = data[:, :-NUM_EXTRA_CHANNELS], data[:, -NUM_EXTRA_CHANNELS:].unbind(1)
     return image, layout.long(), cluster.long(), valid > 0.5
+
+
+def stop(loader: SingleThreadedAugmenter | NonDetMultiThreadedAugmenter | None) -> None:
+    """End the processes of a loader that `in_background` started, if it has any."""
+    if isinstance(loader, NonDetMultiThreadedAugmenter):
+        loader._finish()
 
 
 def in_background(loader: Any, num_processes: int, num_cached: int, seeds: Sequence[int] | None,

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunet_synth.data.experiment import Experiment
+from nnunet_synth.data.trained_model import read_trained_model
 from nnunet_synth.errors import UserError
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 MAX_TAPS = 5        # as many as VGG19 gives; the deepest stages see whole organs, not texture
-
-# nnU-Net logs numpy scalars into its checkpoints; nothing else of numpy may be made from them.
-_NUMPY_SCALARS = [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")]
 
 
 class SegmentationFeatures(nn.Module):
@@ -55,16 +50,14 @@ def load_segmentation_features(folder: str | Path, experiment: Experiment,
     if path is None:
         raise UserError(f"{folder} holds neither {' nor '.join(CHECKPOINTS)}: name the fold folder of a trained "
                         "nnU-Net")
-    checkpoint = _load(path)
-    facts = checkpoint["init_args"]
-    plans, configuration = facts["plans"], facts["configuration"]
-    if plans["dataset_name"] != experiment.dataset_name or facts["fold"] != experiment.fold:
-        raise UserError(f"{path} was trained on fold {facts['fold']} of {plans['dataset_name']}, this is fold "
+    model = read_trained_model(path, "train it again, or use --perceptual off")
+    if model.plans["dataset_name"] != experiment.dataset_name or model.fold != experiment.fold:
+        raise UserError(f"{path} was trained on fold {model.fold} of {model.plans['dataset_name']}, this is fold "
                         f"{experiment.fold} of {experiment.dataset_name}: its features would know validation cases")
-    manager = PlansManager(plans).get_configuration(configuration)
+    manager = PlansManager(model.plans).get_configuration(model.configuration)
     if len(manager.patch_size) != 2:
-        raise UserError(f"{path} is a 3D network ({configuration}): perceptual features need a 2d configuration")
-    network = _build(manager, experiment, checkpoint["network_weights"])
+        raise UserError(f"{path} is a 3D network ({model.configuration}): perceptual features need a 2d configuration")
+    network = _build(manager, experiment, model.weights)
     if not hasattr(network, "encoder"):
         raise UserError(f"{path} holds a {type(network).__name__}, which has no encoder: use --perceptual off")
     return SegmentationFeatures(network.encoder, to_network)
@@ -79,17 +72,5 @@ def _build(manager: ConfigurationManager, experiment: Experiment, weights: dict[
     network = get_network_from_plans(manager.network_arch_class_name, manager.network_arch_init_kwargs,
                                      manager.network_arch_init_kwargs_req_import, len(experiment.channel_names),
                                      experiment.label_manager.num_segmentation_heads, deep_supervision=False)
-    network.load_state_dict({name.removeprefix("module.").removeprefix("_orig_mod."): tensor
-                             for name, tensor in weights.items()})
+    network.load_state_dict(weights)
     return network
-
-
-def _load(path: Path) -> dict[str, Any]:
-    from numpy._core.multiarray import scalar
-    try:
-        with torch.serialization.safe_globals([scalar, np.dtype, *_NUMPY_SCALARS]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:      # torch raises half a dozen kinds for a damaged or foreign file
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} cannot be read as a checkpoint of nnU-Net ({reason}): train it again, or use "
-                        "--perceptual off") from error

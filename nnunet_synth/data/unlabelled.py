@@ -74,7 +74,7 @@ class PoolPlan:
         if self.is_stale:
             return list(self.experiment.pool_ids)
         return [case_id for case_id in self.experiment.pool_ids
-                if _is_older(folder / f"{case_id}.pkl", *self.image_files(case_id))]
+                if is_older(folder / f"{case_id}.pkl", *self.image_files(case_id))]
 
     @cached_property
     def missing_layouts(self) -> list[tuple[str, Path]]:
@@ -87,8 +87,8 @@ class PoolPlan:
                 raw_file = experiment.raw_folder / raw_folder / f"{case_id}{experiment.dataset_json['file_ending']}"
                 redone = folder == experiment.pool_folder and case_id in self.missing_cases
                 sources = [raw_file, folder / f"{case_id}.pkl"]
-                if raw_file.exists() and (redone or _is_older(layout_file(experiment, case_id),
-                                                              *(path for path in sources if path.exists()))):
+                if raw_file.exists() and (redone or is_older(layout_file(experiment, case_id),
+                                                             *(path for path in sources if path.exists()))):
                     todo.append((case_id, raw_file))
         return todo
 
@@ -217,7 +217,8 @@ def _for_each(function: Callable[[tuple], None], items: list[tuple], num_process
         pass
 
 
-def _is_older(target: Path, *sources: Path) -> bool:
+def is_older(target: Path, *sources: Path) -> bool:
+    """`target` does not exist, or a source was written after it."""
     if not target.exists():
         return True
     written = target.stat().st_mtime_ns

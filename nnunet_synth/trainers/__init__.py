@@ -1,6 +1,7 @@
 """Trainers for `nnUNetv2_train … -tr NAME`: thin subclasses of nnU-Net's own."""
 
 from nnunet_synth.trainers.cross_pseudo import CPSTrainer, SACPSTrainer
+from nnunet_synth.trainers.self_training import SASTTrainer, STTrainer
 from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
 
-__all__ = ["CPSTrainer", "SACPSTrainer", "SemiSupervisedTrainer"]
+__all__ = ["CPSTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer"]

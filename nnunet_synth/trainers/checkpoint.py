@@ -13,7 +13,7 @@ from nnunet_synth.atomic import atomic_file, remove_abandoned
 from nnunet_synth.errors import UserError
 
 OUR_KEY = "nnunet_synth"        # stock nnU-Net ignores extra keys of a checkpoint
-SCHEMA = 1
+SCHEMA = 2
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:

@@ -112,6 +112,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             torch.manual_seed(seed)
         if self.settings.epochs_over_unlabelled is not None:
             self.num_epochs = self.settings.epochs_over_unlabelled
+        self.epochs_per_round = self.num_epochs     # length of the learning rate's schedule
         super().initialize()
         self.pseudo_labels = PseudoLabels(
             threshold=self.settings.confidence_threshold,
@@ -131,7 +132,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """nnU-Net's optimizer and schedule, for any of the networks that this trainer trains."""
         optimizer = torch.optim.SGD(network.parameters(), self.initial_lr, weight_decay=self.weight_decay,
                                     momentum=self.settings.momentum, nesterov=True)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.epochs_per_round)
 
     def build_network(self) -> tuple[nn.Module, torch.optim.Optimizer, PolyLRScheduler]:
         """One more network with random weights, made and wrapped as nnU-Net makes its own, with what trains it."""
@@ -222,11 +223,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
                             f"number of GPUs ({world_size})")
         return self.settings.unlabelled_batch_size // world_size
 
-    def unlabelled_cases(self) -> UnlabelledCases:
+    def pseudo_labels_folder(self) -> Path | None:
+        """Where the labels of the unlabelled stream lie that a teacher made; None = it has no labels."""
+        return None
+
+    def unlabelled_cases(self, with_pseudo_labels: bool = True) -> UnlabelledCases:
         experiment = self.experiment
         folders = [(experiment.pool_folder, experiment.pool_ids), (experiment.data_folder, experiment.unlabelled_ids)]
         sources = [infer_dataset_class(str(folder))(str(folder), ids) for folder, ids in folders if ids]
-        return UnlabelledCases(sources, experiment.layouts_folder, self.settings.pool_slices == "layout")
+        return UnlabelledCases(sources, experiment.layouts_folder, self.settings.pool_slices == "layout",
+                               self.pseudo_labels_folder() if with_pseudo_labels else None)
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
@@ -428,6 +434,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if ours["trainer"] != type(self).__name__:
             raise UserError(f"{filename_or_checkpoint} was written by {ours['trainer']}: resume with -tr "
                             f"{ours['trainer']}")
+        if ours["split_sha256"] != self.experiment.split_sha256:
+            raise UserError(f"{filename_or_checkpoint} was trained on another split than fold {self.fold} of "
+                            "splits_final.json is now: restore that file, or start again without --c")
         unwrap(self.network).load_state_dict(checkpoint["network_weights"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -48,3 +49,26 @@ def save_untrained_sean(configuration: str = "2d", fold: int | str = 0) -> Path:
     folder = experiment.synthesizer_folder("sean")
     save_synthesizer(synthesizer, folder)
     return folder
+
+
+def train_stock(root: Path, configuration: str = "2d", fold: int | str = 0, seed: int = 0) -> Path:
+    """A stock nnU-Net after two steps, where `teacher` is looked for by default; its final checkpoint."""
+    torch.manual_seed(seed)
+    trainer = make_trainer(nnUNetTrainer, root, configuration, fold)
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
+    trainer.run_training()
+    return Path(trainer.output_folder) / "checkpoint_final.pth"
+
+
+def train_until_killed(trainer: nnUNetTrainer, num_epochs: int) -> None:
+    """Run whole epochs, then stop in the middle of the next one, before anything of it is saved."""
+    finish_epoch = trainer.on_epoch_end
+
+    def on_epoch_end() -> None:
+        if trainer.current_epoch == num_epochs:
+            raise KeyboardInterrupt
+        finish_epoch()
+
+    trainer.on_epoch_end = on_epoch_end
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()

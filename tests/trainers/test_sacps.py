@@ -13,26 +13,12 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.trainers import CPSTrainer, SACPSTrainer
 from nnunet_synth.trainers.checkpoint import OUR_KEY
 from nnunet_synth.trainers.semi_supervised import unwrap
-from tests.trainers.runs import make_trainer, resumed, save_untrained_sean
+from tests.trainers.runs import make_trainer, resumed, save_untrained_sean, train_until_killed
 
 
 def weights_of(trainer: CPSTrainer) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name, network in (("network", trainer.network), ("peer", trainer.peer))
             for key, value in unwrap(network).state_dict().items()}
-
-
-def train_until_killed(trainer: CPSTrainer, num_epochs: int) -> None:
-    """Run whole epochs, then stop in the middle of the next one, before anything of it is saved."""
-    finish_epoch = trainer.on_epoch_end
-
-    def on_epoch_end() -> None:
-        if trainer.current_epoch == num_epochs:
-            raise KeyboardInterrupt
-        finish_epoch()
-
-    trainer.on_epoch_end = on_epoch_end
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run_training()
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])

@@ -21,9 +21,13 @@ from nnunet_synth.trainers.semi_supervised import sigmoid_ramp_up
 from tests.conftest import preprocess_in_this_process
 from tests.trainers.runs import make_trainer, save_untrained_sean
 
+# Regions in nnU-Net's sense: one that unites several labels; (labels, regions_class_order, value of ignored voxels).
+REGIONS = ({"background": 0, "affected": [1, 2], "consolidation": 2}, [1, 2], None)
+
 
 def relabel(root: Path, labels: dict, regions_class_order: list[int] | None, ignore: int | None) -> None:
-    """Another meaning of the labels of the tiny dataset, with a strip of ignored voxels if there is an ignore label."""
+    """Another meaning of the labels of the tiny dataset: with regions, a half of each infection is consolidation; with
+    an ignore label, there is a strip of ignored voxels."""
     raw, = (root / "nnUNet_raw").iterdir()
     preprocessed, = (root / "nnUNet_preprocessed").iterdir()
     for folder in (raw, preprocessed):
@@ -32,23 +36,26 @@ def relabel(root: Path, labels: dict, regions_class_order: list[int] | None, ign
         if regions_class_order:
             dataset_json["regions_class_order"] = regions_class_order
         (folder / "dataset.json").write_text(json.dumps(dataset_json))
-    if ignore is not None:
-        for path in (raw / "labelsTr").iterdir():
-            image = sitk.ReadImage(str(path))
-            array = sitk.GetArrayFromImage(image)
+    for path in (raw / "labelsTr").iterdir():
+        image = sitk.ReadImage(str(path))
+        array = sitk.GetArrayFromImage(image)
+        if regions_class_order:
+            rows = np.nonzero(array)[1]
+            array[:, int(np.median(rows)):] *= 2
+        if ignore is not None:
             array[:, :8] = ignore
-            changed = sitk.GetImageFromArray(array)
-            changed.CopyInformation(image)
-            sitk.WriteImage(changed, str(path))
+        changed = sitk.GetImageFromArray(array)
+        changed.CopyInformation(image)
+        sitk.WriteImage(changed, str(path))
     for name in ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres", "gt_segmentations"):
         shutil.rmtree(preprocessed / name)
     preprocess_in_this_process(root, preprocessed / "nnUNetPlans.json")
 
 
 @pytest.mark.parametrize(("labels", "order", "ignore"), [
-    ({"background": 0, "infection": [1]}, [1], None),
+    REGIONS,
     ({"background": 0, "infection": 1, "ignore": 2}, None, 2),
-    ({"background": 0, "infection": [1], "ignore": 2}, [1], 2),
+    ({**REGIONS[0], "ignore": 3}, REGIONS[1], 3),
 ], ids=["regions", "ignore", "regions and ignore"])
 def test_regions_and_ignore_label(planned_dataset: Path, labels: dict, order: list | None, ignore: int | None) -> None:
     relabel(planned_dataset, labels, order, ignore)
@@ -56,9 +63,10 @@ def test_regions_and_ignore_label(planned_dataset: Path, labels: dict, order: li
     trainer = make_trainer(SACPSTrainer, planned_dataset, seed=0)
     trainer.run_training()
     entry = trainer.epoch_log.read()[-1]
+    assert trainer.label_manager.has_regions == (order is not None)
     assert math.isfinite(entry["loss"]) and entry["synthetic_used"] == 1
     drawn = trainer.synthesis.synthesizer.meta.semantic
-    assert len(drawn.names) == 4, "an ignored pixel is no class to draw"
+    assert len(drawn.names) == (4 if order is None else 5), "an ignored pixel is no class to draw"
 
 
 def test_without_deep_supervision(planned_dataset: Path) -> None:
