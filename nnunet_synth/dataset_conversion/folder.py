@@ -280,8 +280,9 @@ def read_case(read: Callable[[], tuple[SimpleITK.Image, tuple[str, ...]]], label
     lowest, highest = float(values.min()), float(values.max())
     is_odd = channel == CT and not (LOWEST_HU <= lowest <= AIR_BELOW and highest >= BONE_ABOVE)
     warning = ("NOT repaired: values do not look like HU, written as they are",) if is_odd else ()
-    return CaseContent((image,), None if label_file is None else _read_label(label_file, label_names),
-                       repairs=(*repairs, *warning),
+    label, of_label = (None, ()) if label_file is None else _read_label(label_file, label_names)
+    return CaseContent((image,), label,
+                       repairs=(*repairs, *(f"label map: {one}" for one in of_label if one not in repairs), *warning),
                        metadata={"lowest_value": lowest, "highest_value": highest})
 
 
@@ -297,13 +298,13 @@ def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> tuple[Sim
     return read_series(series)
 
 
-def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> SimpleITK.Image:
-    label = to_lps(read_volume(file))
-    unnamed = [value for value in value_counts(label) if value not in label_names.values()]
+def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+    stored = read_volume(file)
+    unnamed = [value for value in value_counts(stored) if value not in label_names.values()]
     if unnamed:
         raise UserError(f"{file} holds {len(unnamed)} value(s) without a name, {unnamed[:5]}: name them with "
                         f"--label-names {_named(label_names)} …")
-    return label
+    return to_lps(stored), turned(stored)
 
 
 def _pair(text: str) -> tuple[str, int]:
