@@ -1,50 +1,17 @@
+import csv
 import hashlib
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
-from nnunet_synth.dataset_conversion.sources import SourceFile
+from nnunet_synth.dataset_conversion.case import Case, CaseContent
 from nnunet_synth.dataset_conversion.writer import write_dataset
 from nnunet_synth.errors import UserError
-
-HIDDEN = ".Dataset007_Toy.converting"
-DESCRIPTION = DatasetDescription(
-    name="Toy", channel_names=("CT",), labels={"background": 0, "lesion": 1}, file_ending=".nii.gz",
-    reader_writer="SimpleITKIO", num_dimensions=3, licence="CC0", citation="A. Author, Toys, 2020",
-    source="https://example.org/toys", layout_labels={"left_lung": 1, "right_lung": 2}, notes=("a toy",))
-RNG = np.random.default_rng(0)
-HU = RNG.integers(-1000, 1000, (3, 8, 9)).astype(np.int16)
-LABEL = (HU > 500).astype(np.uint8)
-LAYOUT = RNG.integers(0, 3, HU.shape).astype(np.uint8)
-
-
-def volume(array, spacing=(0.7, 0.8, 5.0), origin=(1.0, 2.0, 3.0), direction=(1, 0, 0, 0, -1, 0, 0, 0, -1)):
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    return image
-
-
-def content(image=None, label=None, layout=None, repairs=(), **geometry):
-    """Arrays, so that it can be sent to a worker process."""
-    to_image = partial(volume, **geometry)
-    return CaseContent((to_image(HU if image is None else image),), None if label is None else volume(label),
-                       None if layout is None else volume(layout), repairs)
-
-
-def case(tmp_path: Path, case_id: str, role="labelled", **options) -> Case:
-    (tmp_path / f"{case_id}.source").write_text(case_id)
-    if role == "labelled":
-        options = {"label": LABEL, **options}
-    return Case(case_id, role, (SourceFile(tmp_path, f"{case_id}.source"),), partial(content, **options),
-                group="patient", metadata={"age": 5})
+from tests.dataset_conversion.toy import DESCRIPTION, HIDDEN, HU, LABEL, LAYOUT, case, take_reads, volume
 
 
 def read(file: Path) -> SimpleITK.Image:
@@ -178,3 +145,122 @@ def test_a_full_disk_is_noticed_even_where_itk_does_not(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written.*MB are free"):
         write_dataset([case(tmp_path, "a")], DESCRIPTION, tmp_path / "raw" / "Dataset007_Toy")
     assert not list((tmp_path / "raw").iterdir())
+
+
+@pytest.mark.parametrize("case_id", ["", "../evil", "a/b", "a\\b", "C:x", ".hidden", " a", "a\nb"])
+def test_an_id_must_be_a_file_name(tmp_path, case_id):
+    with pytest.raises(UserError, match="can be no file name") as caught:
+        write_dataset([replace(case(tmp_path, "a"), id=case_id)], DESCRIPTION, tmp_path / "raw" / "Dataset007_Toy")
+    assert "\n" not in str(caught.value) and not (tmp_path / "raw").exists()
+
+
+def test_a_label_gets_the_exact_geometry_of_its_image(tmp_path):
+    """They agree but for rounding, as the writer checks; nnU-Net's own check is stricter."""
+    rounded = case(tmp_path, "a", spacing=(0.7000004, 0.8, 5.0), origin=(1.0004, 2.0, 3.0), layout=LAYOUT)
+    target = tmp_path / "Dataset007_Toy"
+    write_dataset([rounded], DESCRIPTION, target)
+    image, label, layout = (read(target / name) for name in
+                            ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "layoutsTr/a.nii.gz"))
+    assert image.GetOrigin()[0] == pytest.approx(1.0004)
+    for other in (label, layout):
+        assert (other.GetOrigin(), other.GetSpacing()) == (image.GetOrigin(), image.GetSpacing())
+
+
+# -- what is written beside the images ---------------------------------------------------------------------------------
+
+
+def test_the_report_says_where_it_is_from_and_how_it_was_made(tmp_path):
+    target = tmp_path / "Dataset007_Toy"
+    write_dataset([case(tmp_path, "a", metadata={"kernel": "B31f"})], DESCRIPTION, target,
+                  options={"type": "toy", "task": "lesion"})
+    stored = json.loads((target / "conversion_report.json").read_text())
+    assert (stored["source"], stored["licence"], stored["citation"]) == (
+        "https://example.org/toys", "CC0", "A. Author, Toys, 2020")
+    assert stored["options"] == {"type": "toy", "task": "lesion"} and stored["notes"] == ["a toy"]
+    entry, = stored["cases"]
+    assert entry["metadata"] == {"age": 5, "kernel": "B31f"}            # what was known before and after reading
+    assert entry["files"] == ["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"]
+
+
+def test_metadata_of_all_written_cases_as_a_table(tmp_path):
+    cases = [case(tmp_path, "a", metadata={"kernel": "B31f, \"soft\"", "rejected": ["x"]}),
+             case(tmp_path, "u", "unlabelled", metadata={"thickness": 1.5, "contrast": True, "dose": None}),
+             case(tmp_path, "bad", "unlabelled", image=np.full(HU.shape, np.nan))]
+    write_dataset(cases, DESCRIPTION, tmp_path / "Dataset007_Toy")
+    with open(tmp_path / "Dataset007_Toy" / "metadata.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["id", "role", "age", "kernel", "thickness", "contrast"],
+                                          ["a", "labelled", "5", 'B31f, "soft"', "", ""],
+                                          ["u", "unlabelled", "5", "", "1.5", "True"]]
+
+
+def test_no_metadata_no_table(tmp_path):
+    write_dataset([replace(case(tmp_path, "a"), metadata={})], DESCRIPTION, tmp_path / "Dataset007_Toy")
+    assert not (tmp_path / "Dataset007_Toy" / "metadata.csv").exists()
+
+
+# -- folds of the source -----------------------------------------------------------------------------------------------
+
+
+FOLDS = [{"name": "official", "train": ["a"], "val": ["b"], "test_sets": {"Dataset009_Other": ["x"]}},
+         {"train": ["b"], "unlabelled": ["a"], "val": ["c"]}]
+
+
+def write_with_folds(root, folds, reject=()):
+    cases = [case(root, case_id, **({"label": LABEL * 7} if case_id in reject else {})) for case_id in "abc"]
+    return write_dataset([*cases, case(root, "u", "unlabelled")], DESCRIPTION, root / "raw" / "Dataset007_Toy",
+                         allow_rejected=True, preprocessed=root / "preprocessed" / "Dataset007_Toy",
+                         make_splits=folds if callable(folds) else lambda cases: folds)
+
+
+def folds_file(root: Path) -> Path:
+    return root / "preprocessed" / "Dataset007_Toy" / "splits_final.json"
+
+
+def test_folds_are_made_of_what_was_written(tmp_path):
+    seen = []
+    write_with_folds(tmp_path, lambda cases: seen.extend(case.id for case in cases) or FOLDS[:1], reject="c")
+    assert seen == ["a", "b", "u"]
+    assert json.loads(folds_file(tmp_path).read_text()) == FOLDS[:1]
+
+
+def test_without_folds_nothing_is_written(tmp_path):
+    write_with_folds(tmp_path, [])
+    assert not (tmp_path / "preprocessed").exists()
+
+
+@pytest.mark.parametrize(("folds", "message"), [
+    ([{"train": ["a"], "val": ["a"]}], "case a of the fold is labelled .* and validation"),
+    ([{"train": [], "val": ["a"]}], "no labelled training case"),
+    ([{"train": ["a"]}], '"train" and "val"'),
+    ([{"name": "x", "train": ["a"], "val": ["nobody", "zz"]}], r"the fold x names 2 case\(s\) .* e\.g\. nobody"),
+    ([{"train": ["a"], "val": ["u"]}], "no labelled cases of this dataset, e.g. u"),
+    ([{"name": "x", "train": ["a"], "val": []}] * 2, "several folds called x"),
+])
+def test_folds_that_cannot_be_right(tmp_path, folds, message):
+    with pytest.raises(UserError, match=message):
+        write_with_folds(tmp_path, folds)
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == [HIDDEN] and not (tmp_path / "preprocessed").exists()
+
+
+@pytest.mark.parametrize("folds", [FOLDS, []])
+def test_other_folds_are_never_overwritten(tmp_path, folds):
+    folds_file(tmp_path).parent.mkdir(parents=True)
+    folds_file(tmp_path).write_text("[]")
+    with pytest.raises(UserError, match="holds other folds.*remove it"):
+        write_with_folds(tmp_path, folds)
+    assert folds_file(tmp_path).read_text() == "[]" and not (tmp_path / "raw" / "Dataset007_Toy").exists()
+
+
+def test_killed_between_the_folds_and_the_dataset(tmp_path, monkeypatch):
+    """The dataset is never there without its folds, which nnU-Net would replace by its own without a word."""
+    def kill(path: Path, target: Path) -> None:
+        assert folds_file(tmp_path).exists()
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", kill)
+        write_with_folds(tmp_path, FOLDS)
+    assert not (tmp_path / "raw" / "Dataset007_Toy").exists()
+    take_reads(tmp_path)
+    write_with_folds(tmp_path, FOLDS)
+    assert take_reads(tmp_path) == [] and (tmp_path / "raw" / "Dataset007_Toy").exists()
+    assert json.loads(folds_file(tmp_path).read_text()) == FOLDS
