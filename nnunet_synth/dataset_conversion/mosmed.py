@@ -23,12 +23,15 @@ PATH, which is the folder `test`, one above it, or an archive:
     test/covid/masks/ID.nii.gz          or, with several raters, test/covid/masks/ID/RATER.nii.gz
 
 Of several raters the majority is taken, lesion where they are even; their number and pairwise Dice go into the
-metadata. The other kinds (bacterial_pneumonia, nodules, normal) have no masks and are not read.
+metadata. The other kinds (bacterial_pneumonia, nodules, normal) have no masks and are not read. Nothing says how these
+volumes lie: their publisher's scripts take the arrays as stored while they reorient MosMedData, and the SA-CPS paper's
+ids of them end in _rot. So lungs, spine and heart are asked which axis is which, and an array that contradicts its
+header is turned; the report says which, and evidence_... in metadata.csv, -1 to 1, how sure that is.
 
 --split sacps is the setting of the SA-CPS paper, the fold "sacps" of splits_final.json: 40 labelled (0255-0294), 10
 validation (0295-0304), 1,060 unlabelled and the 32 test cases. --split-file FILE takes the ids from the published
-MOS1000_splits.json (or an .xlsx with the columns test, val, train_label, train_unlabel), where those of the test
-volumes end in _rot.
+MOS1000_splits.json, or from an .xlsx with the columns test, val, train_label, train_unlabel. Test volumes may be called
+with or without the paper's _rot.
 
 Only every 10th slice was kept, hence 8 mm between slices: a 2d configuration suits these images better than 3d.
 """
@@ -51,6 +54,7 @@ from nnunet_synth.dataset_conversion import published_splits
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, Role, reject
 from nnunet_synth.dataset_conversion.published_splits import Fold
 from nnunet_synth.dataset_conversion.sources import SourceFile, list_files
+from nnunet_synth.dataset_conversion.true_axes import find_true_axes
 from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned
 from nnunet_synth.errors import UserError
 
@@ -220,7 +224,7 @@ def read_registry(file: SourceFile) -> dict[str, RegistryRow]:
     """Study id → what dataset_registry.xlsx says of it. Raises UserError where it is damaged or another table."""
     columns = ("study_id", "category", "study_file", "mask_file")
     for rows in published_splits.read_sheets(io.BytesIO(file.read_bytes()), file):
-        header = list(rows[0]) if rows else []
+        header = rows[0] if rows else []
         if not set(columns) <= set(header):
             continue
         studies: dict[str, RegistryRow] = {}
@@ -332,14 +336,19 @@ def read_case(study_file: SourceFile, mask_file: SourceFile | None, remarks: tup
 
 
 def read_test_case(image_file: SourceFile, mask_files: Mapping[str, SourceFile]) -> CaseContent:
-    """One test volume and the lesions that most of its raters saw, as LPS arrays."""
+    """One test volume and the lesions that most of its raters saw, as arrays that are LPS by anatomy."""
     stored = read_volume(image_file)
+    image = compact(to_lps(stored))
     masks = {rater: to_lps(read_volume(file)) for rater, file in mask_files.items()}
     label, metadata = next(iter(masks.values())), {"raters": len(masks)}
     if len(masks) > 1:
         label, agreement = _consensus(masks, mask_files)
         metadata |= agreement
-    return CaseContent((compact(to_lps(stored)),), label, repairs=turned(stored), metadata=metadata)
+    axes = find_true_axes(image)
+    metadata |= {f"evidence_{name}": round(value, 2) for name, value in
+                 zip(("feet_to_head", "front_to_back", "right_to_left"), axes.finding.evidence, strict=True)}
+    return CaseContent((axes.put_right(image),), axes.put_right(label), repairs=(*turned(stored), *axes.repairs),
+                       metadata=metadata)
 
 
 def _consensus(masks: Mapping[str, SimpleITK.Image],

@@ -1,7 +1,7 @@
 """Published splits: case ids in a file, compared with the publication by hash, made into folds of what was written.
 
 A split file is JSON, {"test": [ids], "val": [ids], …}, or an Excel sheet (.xlsx): the first row names the parts, each
-column below lists their ids. The first sheet that has all the names is read, other columns are ignored.
+column below lists their ids. The sheet that has most of the names is read, other columns are ignored.
 
 What a fold says of a case travels as the case's metadata, fold name → part ("train", "unlabelled", "val", "test"):
 `find_cases` decides once, `folds_of` only looks at what was written.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,32 +59,37 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_xlsx(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
-    for rows in read_sheets(file, file):
-        header = [str(cell).strip() if cell is not None else "" for cell in rows[0]] if rows else []
-        sheet = {name: [row[index] for row in rows[1:] if row[index] is not None]
-                 for index, name in enumerate(header) if name}
-        if all(name in sheet for name in names):
-            return sheet
-        columns = columns or sheet
-    return columns
+    sheets = []
+    for header, *rows in filter(None, read_sheets(file, file)):
+        columns = {str(cell): index for index, cell in enumerate(header) if cell is not None}
+        sheets.append({name: [row[index] for row in rows if row[index] is not None]
+                       for name, index in columns.items()})
+    return max(sheets, key=lambda sheet: len(sheet.keys() & set(names)), default={})
 
 
-def read_sheets(workbook: Any, name: object) -> list[list[tuple[Any, ...]]]:
-    """The rows of every sheet of an .xlsx file (a path or a binary stream). UserError naming `name` if it is none."""
+def read_sheets(workbook: Any, name: object) -> list[list[list[Any]]]:
+    """The rows of every sheet of an .xlsx file, all of one length, text without blanks around it.
+
+    Args:
+        workbook: a path or a binary stream.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: it does not exist or is no workbook.
+    """
     import openpyxl
     try:
-        opened = openpyxl.load_workbook(workbook, read_only=True, data_only=True)
+        with closing(openpyxl.load_workbook(workbook, read_only=True, data_only=True)) as opened:
+            sheets = [[[cell.strip() if isinstance(cell, str) else cell for cell in row]
+                       for row in sheet.iter_rows(values_only=True)] for sheet in opened.worksheets]
     except FileNotFoundError as error:
         raise UserError(f"{name} does not exist") from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
     except Exception as error:                      # openpyxl has no class of its own for what is no workbook
         raise UserError(f"{name} is no Excel workbook (.xlsx) or is damaged: copy it again ({error})") from error
-    try:
-        return [list(sheet.iter_rows(values_only=True)) for sheet in opened.worksheets]
-    finally:
-        opened.close()
+    # Read-only sheets without stored dimensions come with rows that end at their last cell.
+    return [[row + [None] * (max(map(len, rows)) - len(row)) for row in rows] for rows in sheets]
 
 
 def ids_sha256(ids: Iterable[str]) -> str:

@@ -275,6 +275,28 @@ def test_bad_split_files(complete, published, tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_folds_are_written(template, tmp_path, monkeypatch, capsys):
+    set_folders(monkeypatch, tmp_path)
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        (tmp_path / folder).mkdir()
+    numbers = {"test": ["0133", "0180_0"], "val": ["0004", "0490"], "train_0.1_l": ["0014"],
+               "train_0.1_u": ["0003", "0044"], "train_0.2_l": ["0014", "0044"], "train_0.2_u": ["0003"]}
+    book = write_workbook({part: [PREFIX + number for number in listed] for part, listed in numbers.items()},
+                          tmp_path / "split.xlsx")
+    arguments = ["convert", "covid-19-20", str(template / "COVID-19-20_v2"), "-d", "522", "--split", "sacps",
+                 "--split-file", str(book), "--validation-labels", str(template / "validation_labels")]
+    assert main([*arguments, "--ratio", "30"]) == 2
+    assert "lacks train_0.3_l, train_0.3_u" in capsys.readouterr().err
+    assert main([*arguments, "--ratio", "20"]) == 0
+    fold, = json.loads((tmp_path / "nnUNet_preprocessed" / "Dataset522_COVID1920" / "splits_final.json").read_text())
+    assert fold == {"name": "sacps_20%", "train": [PREFIX + "0014", PREFIX + "0044"], "unlabelled": [PREFIX + "0003"],
+                    "val": [PREFIX + "0004", PREFIX + "0490"]}
+    raw = tmp_path / "nnUNet_raw" / "Dataset522_COVID1920"
+    assert sorted(file.name for file in (raw / "labelsTs").iterdir()) == [f"{PREFIX}0133.nii.gz",
+                                                                         f"{PREFIX}0180_0.nii.gz"]
+    assert "differs from the published split" in capsys.readouterr().out
+
+
 def test_another_file_is_not_called_the_published_split(complete, published, tmp_path):
     parts = json.loads(published.read_text())
     parts["val"], parts["test"] = parts["val"][:-1], [*parts["test"], parts["val"][-1]]

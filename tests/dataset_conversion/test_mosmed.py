@@ -10,6 +10,7 @@ import SimpleITK
 from nnunet_synth.cli import main
 from nnunet_synth.dataset_conversion import mosmed
 from nnunet_synth.dataset_conversion.case import Case
+from nnunet_synth.dataset_conversion.chest_orientation import DECISIVE
 from nnunet_synth.dataset_conversion.mosmed import Options, describe, find_cases, make_splits
 from nnunet_synth.dataset_conversion.writer import CaseReport, write_dataset
 from nnunet_synth.errors import UserError
@@ -19,6 +20,7 @@ from tests.makers.mosmed import (
     MASKED,
     RATERS,
     STUDIES,
+    TURNED,
     mask_file,
     registry_rows,
     seen_by,
@@ -155,6 +157,7 @@ def test_real_masks_stay_as_they_are(shared_data, tmp_path):
         assert_unchanged(shared_data / "mosmed" / name, cases[name.removesuffix("_mask.nii.gz")])
 
 
+@pytest.mark.slow
 def test_all_real_masks_are_converted_unchanged(shared_data, tmp_path):
     """Through the writer: voxel counts, grid and every lesion voxel's place of the 20 files that we have."""
     files = [shared_data / "mosmed" / name for name in REAL_MASKS]
@@ -211,11 +214,25 @@ def test_raters_are_merged_by_majority_and_compared(template):
         np.testing.assert_array_equal(merged[2 * votes == len(seen)], 1)            # ties are lesion
         np.testing.assert_array_equal(merged[2 * votes < len(seen)], 0)
         assert content.metadata["raters"] == len(seen)
+        np.testing.assert_array_equal(array(content.images[0]), phantom(index).image)
     dice = content.metadata["rater_dice"]                           # of the case with three raters
     anna, boris, _ = seen
     assert dice["anna boris"] == pytest.approx(2 * (anna & boris).sum() / (anna.sum() + boris.sum()), abs=1e-4)
     assert dice.keys() == {"anna boris", "anna vera", "boris vera"}
     assert content.metadata["rater_dice_mean"] == pytest.approx(np.mean(list(dice.values())), abs=1e-4)
+
+
+def test_a_test_volume_that_contradicts_its_header_is_turned(template):
+    cases = by_id(find_cases(template / "COVID19_1110", Options(test_source=template)))
+    for case_id in RATERS:
+        content = cases[case_id].read()
+        assert content.repairs == (("turned from RAS to LPS", "rows and columns exchanged against the header",
+                                    "head and feet reversed against the header",
+                                    "front and back reversed against the header",
+                                    "left and right reversed against the header") if case_id == TURNED else ())
+        assert all(abs(content.metadata[f"evidence_{axis}"]) > DECISIVE for axis in
+                   ("feet_to_head", "front_to_back", "right_to_left"))
+        np.testing.assert_allclose(content.label.GetSpacing(), content.images[0].GetSpacing())
 
 
 def test_raters_who_see_nothing(template, tmp_path):
@@ -227,7 +244,8 @@ def test_raters_who_see_nothing(template, tmp_path):
     cases = by_id(find_cases(template / "COVID19_1110", Options(test_source=tmp_path)))
     content = cases["1.2.840.113619.2.379.20"].read()
     assert array(content.label).sum() == 0
-    assert content.metadata == {"raters": 2, "rater_dice": {"anna boris": None}}    # NaN is no JSON
+    assert content.metadata["rater_dice"] == {"anna boris": None}                   # NaN is no JSON
+    assert "rater_dice_mean" not in content.metadata
 
 
 @pytest.mark.parametrize("change, message", [
@@ -317,6 +335,18 @@ def test_a_file_may_hide_labels_and_name_test_studies(template, tmp_path):
     assert cases["study_0257"].role == "test" and cases["study_0257"].read().label is not None
     assert "study_0305" not in cases                # a test case without a mask: not into the pool
     assert "differs from the published split" in describe(options).notes[-1]
+
+
+def test_the_fold_is_written(template, tmp_path, monkeypatch, capsys):
+    set_folders(monkeypatch, tmp_path)
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        (tmp_path / folder).mkdir()
+    assert main(["convert", "mosmed", str(template / "COVID19_1110"), "-d", "521", "--split", "sacps"]) == 0
+    fold, = json.loads((tmp_path / "nnUNet_preprocessed" / "Dataset521_MosMed" / "splits_final.json").read_text())
+    assert fold["name"] == "sacps" and len(fold["train"]) == 4 and len(fold["val"]) == 2
+    assert "validation 2 of 10" in capsys.readouterr().out
+    metadata = (tmp_path / "nnUNet_raw" / "Dataset521_MosMed" / "metadata.csv").read_text().splitlines()
+    assert "category" in metadata[0] and any(line.startswith("study_0939") and "CT-2" in line for line in metadata)
 
 
 def test_a_rejected_case_leaves_the_fold(template):

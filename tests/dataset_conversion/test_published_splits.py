@@ -48,8 +48,13 @@ def test_bad_files(tmp_path, name, content, message):
 
 
 def test_a_workbook_with_other_columns(tmp_path):
-    with pytest.raises(UserError, match="lacks val, train .it has: not the split.: it is not the split"):
-        read_parts(write_workbook({"test": ["t1"]}, tmp_path / "split.xlsx"), ["val", "train"])
+    with pytest.raises(UserError, match="split.xlsx lacks val, train .it has: test.: it is not the split"):
+        read_parts(write_workbook({"test": ["t1"]}, tmp_path / "split.xlsx"), ["test", "val", "train"])
+
+
+def test_blanks_around_ids_in_a_workbook_do_not_count(tmp_path):
+    book = write_workbook({"val ": [" v1", "v2  "], "train": ["a"]}, tmp_path / "split.xlsx")
+    assert read_parts(book, ["val", "train"]) == {"val": ["v1", "v2"], "train": ["a"]}
 
 
 def test_the_hash_ignores_the_order_and_nothing_else():

@@ -17,6 +17,7 @@ STUDIES = {1: "CT-0", 2: "CT-0", 255: "CT-1", 256: "CT-1", 257: "CT-1", 258: "CT
 MASKED = range(255, 305)
 RATERS = {"1.2.840.113619.2.379.10": (), "1.2.840.113619.2.379.20": ("anna", "boris"),
           "1.2.840.113619.2.379.30": ("anna", "boris", "vera")}
+TURNED = "1.2.840.113619.2.379.30"      # stored with its indices growing to P, L, I under a header that says R, A, S
 
 
 def write_tree(root: Path, size: int = 64, num_slices: int = 24) -> Path:
@@ -37,17 +38,26 @@ def write_test_tree(root: Path, size: int = 64, num_slices: int = 24) -> Path:
     """Write `root/test` with one, two and three raters, who disagree about some slices; return it."""
     test = root / "test"
     for index, (case_id, raters) in enumerate(RATERS.items()):
-        case = phantom(index % NUM_PHANTOMS, size=size, num_slices=num_slices)
-        write_volume(case.image, case.spacing, test / "covid" / "images" / f"{case_id}.nii.gz")
+        case = phantom(index, size=size, num_slices=num_slices)
+        write = write_turned if case_id == TURNED else write_volume
+        write(case.image, case.spacing, test / "covid" / "images" / f"{case_id}.nii.gz")
         if not raters:
-            write_volume(case.label, case.spacing, test / "covid" / "masks" / f"{case_id}.nii.gz")
+            write(case.label, case.spacing, test / "covid" / "masks" / f"{case_id}.nii.gz")
         for number, rater in enumerate(raters):
-            write_volume(seen_by(number, case.label), case.spacing,
-                         test / "covid" / "masks" / case_id / f"{rater}.nii.gz")
+            write(seen_by(number, case.label), case.spacing, test / "covid" / "masks" / case_id / f"{rater}.nii.gz")
     for kind in ("bacterial_pneumonia", "nodules", "normal"):
         case = phantom(0, size=size, num_slices=num_slices)
         write_volume(case.image, case.spacing, test / kind / "images" / f"{kind}_1.nii.gz")
     return test
+
+
+def write_turned(array: np.ndarray, spacing: tuple[float, ...], path: Path) -> None:
+    """Write an LPS array [z, y, x] as PLI, with a header that says RAS."""
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[::-1].transpose(0, 2, 1)))
+    image.SetSpacing((float(spacing[1]), float(spacing[2]), float(spacing[0])))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
 
 
 def seen_by(number: int, label: np.ndarray) -> np.ndarray:
