@@ -83,10 +83,10 @@ class Options:
         id_table: where the table of ids is kept; None = beside SOURCE.
     """
 
-    masks: str | Path | None = None
+    masks: str | Path | None = field(default=None, repr=False)         # the report names no paths
     min_slices: int = MIN_SLICES
     allow_gaps: bool = False
-    id_table: str | Path | None = None
+    id_table: str | Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.min_slices < 1:
@@ -338,6 +338,8 @@ def read_study(study: Study, min_slices: int, allow_gaps: bool) -> CaseContent:
 
 
 def _nothing_to_take(study: Study, left: Sequence[NotTaken], numbers: Mapping[int, int]) -> str:
+    if not left:
+        return "none of its files is there any more"
     of_interest = [one for one in left if one.series.uid in study.masks] or left
     if study.masks and not any(one.series.uid in study.masks for one in left):
         return "its mask has the name of a folder, but no series there has this UID"

@@ -484,3 +484,9 @@ def test_air_around_real_patients_is_air(shared_data, path):
     air = ~outside & ~body & ~dense
     assert air.sum() > 2000 and abs(np.median(hu[air]) + 1000) <= 50
     assert abs(hu[air].mean() + 1000) <= 50
+
+
+def test_the_sample_files_of_nccid_are_no_ct(shared_data):
+    found = {one.slices[0].file.path.name: check_series(one, min_slices=1)
+             for one in scan(shared_data / "nccid_schema")}
+    assert sorted(found.values()) == ["modality DX, not CT", "modality OT, not CT"]

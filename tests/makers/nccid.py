@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Patient:
         return _phantom(int(self.pseudonym[-4:]), index, size, num_slices)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _phantom(number: int, index: int, size: int, num_slices: int) -> PhantomCase:
     seed = np.random.SeedSequence([11, number, index])
     return draw_case(seed, PhantomSettings(size, num_slices, slice_spacing=280 / num_slices))
@@ -186,12 +186,11 @@ def _write_mask(phantom: PhantomCase, patient: Patient, index: int, folder: Path
 
 def planted(source: Path) -> set[str]:
     """Every text of the tree that must not reach the output: names of folders and files, and what the headers say."""
-    texts = {date for patient in PATIENTS for date in ("20200412", "2020-04-12", "04/02/2020", "2020-04-02",
-                                                      "15/04/2020", "2020-04-15", "1951-11-03")}
+    texts = {"20200412", "2020-04-12", "04/02/2020", "2020-04-02", "15/04/2020", "2020-04-15", "1951-11-03"}
     for file in source.rglob("*.dcm"):
         texts |= {file.stem, *file.relative_to(source).parts[-4:-1]}
         header = pydicom.dcmread(file, stop_before_pixels=True)
         texts |= {header.SOPInstanceUID, header.SeriesInstanceUID, header.StudyInstanceUID, "ACC4711"}
         texts |= {str(part) for part in str(header.PatientName).split("^")} | {header.PatientID, header.OtherPatientIDs}
-        texts |= {header.PatientBirthDate, str(header.SeriesDescription), "General Hospital"}
+        texts |= {header.PatientBirthDate, header.get("SeriesDescription", ""), "General Hospital"}
     return {text for text in texts if text}
