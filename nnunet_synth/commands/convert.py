@@ -12,7 +12,6 @@ goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     types = parser.add_subparsers(dest="source_type", metavar="TYPE", required=True,
                                   parser_class=argparse.ArgumentParser,
                                   help="which download it is; TYPE --help shows its options and the expected files")
-    for name in _found():
+    for name in CONVERTERS:
         converter = load_converter(name)
         type_parser = types.add_parser(name, help=converter.HELP.replace("%", "%%"), description=converter.__doc__,
                                        epilog=f"example:\n  {converter.EXAMPLE}",
@@ -52,11 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                  help="leave out labelled and test cases that cannot be used instead of stopping")
         type_parser.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default: 1)")
         converter.add_arguments(type_parser.add_argument_group(f"options of {name}"))
-
-
-def _found() -> list[str]:
-    return [name for name, module in CONVERTERS.items()
-            if importlib.util.find_spec(f"nnunet_synth.dataset_conversion.{module}")]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -174,5 +168,6 @@ def _next(report: ConversionReport, dataset_id: int | None, num_dimensions: int)
 def _print_folds(preprocessed: Path) -> None:
     from nnunet_synth.data.splits import load_splits, splits_file
     if splits_file(preprocessed).exists():
-        names = [f"{index} = {fold.get('name', index)}" for index, fold in enumerate(load_splits(preprocessed))]
+        names = [f"{index} = {fold['name']}" if "name" in fold else str(index)
+                 for index, fold in enumerate(load_splits(preprocessed))]
         print(f"folds in {splits_file(preprocessed)}: {', '.join(names)}")

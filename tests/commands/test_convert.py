@@ -1,14 +1,19 @@
 import json
+import shlex
 import shutil
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_synth.cli import main
-from nnunet_synth.commands.convert import _found, convert
-from nnunet_synth.dataset_conversion.converter import load_converter
+from nnunet_synth.cli import build_parser, main
+from nnunet_synth.commands.convert import convert
+from nnunet_synth.dataset_conversion import covid_semiseg
+from nnunet_synth.dataset_conversion.converter import CONVERTERS, load_converter
 from nnunet_synth.errors import UserError
 from tests.conftest import set_folders
 from tests.makers.covid_semiseg import NUM_LABELLED, NUM_TEST, SLICES_OF, write_tree
@@ -178,8 +183,148 @@ def test_unset_environment(source, monkeypatch):
         convert("covid-semiseg", source, 520)
 
 
-def test_every_converter_is_described():
-    for name in _found():
-        converter = load_converter(name)
-        description = converter.describe(converter.Options())
-        assert description.citation and description.licence and description.labels["background"] == 0
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_every_converter_keeps_the_contract(name):
+    converter = load_converter(name)
+    description = converter.describe(converter.Options())
+    assert description.citation and description.licence and description.labels["background"] == 0
+    assert converter.EXAMPLE.startswith(f"nnunet_synth convert {name} ") and "\n" not in converter.HELP
+    # Every option can be given on the command line, has the same default there, and is none of those that all have.
+    args = vars(build_parser().parse_args(["convert", name, "SOURCE", "-d", "520"]))
+    common = {"verb", "run", "source_type", "source", "dataset_id", "name", "check", "allow_rejected", "jobs",
+              "add_to_pool"}
+    own = {field.name: getattr(converter.Options(), field.name) for field in fields(converter.Options)}
+    assert set(args) - common == set(own) and not common & set(own)
+    assert converter.Options(**{option: args[option] for option in own}) == converter.Options()
+    build_parser().parse_args(shlex.split(converter.EXAMPLE)[1:])
+
+
+@pytest.mark.parametrize("name", CONVERTERS)
+def test_help_of_a_converter_is_its_documentation(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", name, "--help"])
+    printed = capsys.readouterr().out
+    converter = load_converter(name)
+    assert ended.value.code == 0 and converter.__doc__.strip() in printed and converter.EXAMPLE in printed
+    assert "SOURCE" in printed and "--add-to-pool ID" in printed
+    for word in ("http", "cite", "licence"):            # of one's own scans, one knows oneself
+        assert name == "folder" or word in printed.lower(), word
+
+
+def test_help_lists_all_converters(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {load_converter(name).HELP}" in printed for name in CONVERTERS)
+
+
+def test_the_parser_imports_nothing_heavy():
+    program = ("import sys\nfrom nnunet_synth.cli import build_parser\n"
+               "build_parser().parse_args(['convert', 'mosmed', 'x', '-d', '1'])\n"
+               "print(*sorted({'torch', 'nnunetv2', 'SimpleITK', 'pandas', 'scipy', 'skimage'} & set(sys.modules)))")
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert child.stdout.split() == []
+
+
+def test_an_unknown_option_is_named_with_the_known_ones(source, tmp_path):
+    with pytest.raises(UserError, match="covid-semiseg has no option 'tusk'; it has: task"):
+        convert("covid-semiseg", source, 520, tusk="infection")
+
+
+@pytest.mark.parametrize("line, message", [
+    (["-d", "520", "--add-to-pool", "521"], "not allowed with argument"), (["-d", "x"], "invalid int value"),
+    (["-d", "520", "--tusk"], "unrecognized arguments: --tusk"), ([], "-d ID of the new dataset is missing"),
+    (["-d", "520", "--task", "nodules"], "invalid choice: 'nodules'")])
+def test_bad_command_lines(source, capsys, line, message):
+    try:
+        status = main(["convert", "covid-semiseg", str(source), *line])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2 and message in capsys.readouterr().err
+
+
+def test_check_needs_no_id(source, tmp_path, capsys):
+    assert main(["convert", "covid-semiseg", str(source), "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing was written" in printed and left_in(tmp_path) == []
+
+
+# -- archives, the pool, folds -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["zip", "tar", "folder of a zip"])
+def test_archives_give_the_same_dataset(source, tmp_path, shape):
+    convert("covid-semiseg", source, 520)
+    kind = "tar" if shape == "tar" else "zip"
+    (tmp_path / "packed").mkdir()
+    archive = Path(shutil.make_archive(str(tmp_path / "packed" / "COVID-SemiSeg"), kind, source.parent, source.name))
+    convert("covid-semiseg", archive if shape in ("zip", "tar") else archive.parent, 521)
+    one, other = (tmp_path / "nnUNet_raw" / f"Dataset{number}_COVIDSemiSeg" for number in (520, 521))
+    names = sorted(path.relative_to(one) for path in one.rglob("*.png"))
+    assert names == sorted(path.relative_to(other) for path in other.rglob("*.png"))
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_add_to_pool(source, tmp_path, capsys):
+    convert("covid-semiseg", source, 520)
+    labelled = source / "TrainingSet" / "LungInfection-Train" / "Doctor-label"
+    for folder in (labelled / "Imgs", labelled / "GT", source / "TestingSet" / "LungInfection-Test" / "Imgs",
+                   source / "TrainingSet" / "LungInfection-Train" / "Pseudo-label" / "Imgs"):
+        for file in folder.iterdir():
+            file.rename(file.with_name(f"new_{file.name}"))
+    assert main(["convert", "covid-semiseg", str(source), "--add-to-pool", "520"]) == 0
+    assert "next: nnunet_synth preprocess 520 CONFIG" in capsys.readouterr().out
+    folder = tmp_path / "nnUNet_raw" / "Dataset520_COVIDSemiSeg"
+    number = NUM_LABELLED + NUM_TEST + sum(SLICES_OF.values())
+    assert len(list((folder / "imagesUl").glob("new_*"))) == number
+    report = json.loads((folder / "conversion_report_covid-semiseg.json").read_text())
+    assert report["counts"]["unlabelled"]["written"] + report["counts"]["unlabelled"]["repaired"] == number
+    assert main(["convert", "covid-semiseg", str(source), "--add-to-pool", "520"]) == 2
+    assert "are in Dataset520_COVIDSemiSeg already" in capsys.readouterr().err
+    assert main(["convert", "covid-semiseg", str(source), "--add-to-pool", "77"]) == 2
+    assert "dataset 77 must exist" in capsys.readouterr().err
+
+
+FOLDS = [{"name": "a", "train": ["0", "1"], "val": ["2"]}, {"train": ["2"], "val": ["0"]}]
+
+
+@pytest.fixture
+def with_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covid_semiseg, "make_splits", lambda cases, options: FOLDS)
+
+
+def test_folds_of_the_source(source, tmp_path, capsys, with_folds):
+    assert main(["convert", "covid-semiseg", str(source), "-d", "520"]) == 0
+    folds = tmp_path / "nnUNet_preprocessed" / "Dataset520_COVIDSemiSeg" / "splits_final.json"
+    assert json.loads(folds.read_text()) == FOLDS
+    assert f"folds in {folds}: 0 = a, 1" in capsys.readouterr().out
+
+
+def test_nnunet_keeps_the_folds(source, tmp_path, with_folds, monkeypatch):
+    from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry
+    convert("covid-semiseg", source, 520)
+    folds = tmp_path / "nnUNet_preprocessed" / "Dataset520_COVIDSemiSeg" / "splits_final.json"
+    before = folds.read_bytes()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")             # the planner calls set_num_threads with it
+    monkeypatch.setattr(sys, "argv", "nnUNetv2_plan_and_preprocess -d 520 -c 2d --verify_dataset_integrity -np 1 "
+                                     "-npfp 1".split())
+    plan_and_preprocess_entry()
+    assert (folds.parent / "nnUNetPlans_2d" / "0.b2nd").exists() and folds.read_bytes() == before
+
+
+def test_killed_after_the_folds(source, tmp_path, capsys, with_folds):
+    """They stand where the next run finds the id in use: that is no reason to refuse."""
+    def kill(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", kill)
+        assert main(["convert", "covid-semiseg", str(source), "-d", "520"]) == 130
+    folder = tmp_path / "nnUNet_preprocessed" / "Dataset520_COVIDSemiSeg"
+    assert [path.name for path in folder.iterdir()] == ["splits_final.json"] and left_in(tmp_path) == []
+    assert main(["convert", "covid-semiseg", str(source), "-d", "520", "--name", "Other"]) == 2
+    assert f"{folder} exists" in capsys.readouterr().err
+    assert main(["convert", "covid-semiseg", str(source), "-d", "520"]) == 0
+    assert left_in(tmp_path) == ["Dataset520_COVIDSemiSeg"]
