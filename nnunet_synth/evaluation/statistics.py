@@ -147,8 +147,8 @@ def paired_wilcoxon(scores: np.ndarray, baseline: np.ndarray) -> PairedTest:
     if len(difference) < 2:
         raise UserError(f"a paired test needs two or more cases that have a score in both; here are {len(difference)}: "
                         "test on more cases")
-    unequal = difference[difference.round(ROUNDING) != 0]
-    p = float(wilcoxon(unequal.round(ROUNDING)).pvalue) if len(unequal) else 1.0
+    rounded = difference.round(ROUNDING)
+    p = float(wilcoxon(rounded[rounded != 0]).pvalue) if rounded.any() else 1.0
     return PairedTest(len(difference), float(difference.mean()), p)
 
 

@@ -45,11 +45,12 @@ def measure_table(comparisons: Iterable[Comparison], class_name: str, measure: s
         columns.append("published")
         rows = [[*row, Cell(_number(published.get(row[0]), digits), published.get(row[0]))] for row in rows]
     baseline = ", ".join(entry.method for entry in found if entry.num_pairs is None)
+    num_tested = sum(entry.p is not None and not math.isnan(entry.p) for entry in found)
     return Table(columns, rows, (
         "Mean over the cases of their means over seeds, ± the standard deviation of one score (cases and seeds "
         "together); beside it that of a run's mean, over the seeds. Intervals: bootstrap over cases and seeds. "
         f"Difference to {baseline}, over the cases that both have a score for; p of Wilcoxon's signed-rank test on "
-        f"these cases, and after Holm's correction for {len(found) - 1} comparison(s). A case without a score has "
+        f"these cases, and after Holm's correction for {num_tested} comparison(s). A case without a score has "
         "neither truth nor prediction."))
 
 
@@ -74,11 +75,11 @@ def _scored(entry: Comparison) -> Cell:
 
 
 def _difference(entry: Comparison, digits: int) -> Cell:
-    value = {"difference": entry.difference, "low": entry.difference_low, "high": entry.difference_high}
     if entry.difference is None:
         return Cell("–", None)
-    return Cell(f"{entry.difference:+.{digits}f} "
-                + _interval(entry.difference_low, entry.difference_high, digits, sign="+").text, value)
+    interval = _interval(entry.difference_low, entry.difference_high, digits, sign="+")
+    return Cell(f"{entry.difference:+.{digits}f} {interval.text}",
+                {"difference": entry.difference, "low": entry.difference_low, "high": entry.difference_high})
 
 
 def _interval(low: float, high: float, digits: int, sign: str = "") -> Cell:

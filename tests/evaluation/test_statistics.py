@@ -99,6 +99,14 @@ class TestBootstrap:
         low, high = bootstrap_interval(scores, default_rng(0), other)
         assert 0.49 < low < high < 0.51
 
+    def test_cases_without_a_score_change_nothing(self):
+        scores, other = table(3, 9, 12), table(2, 9, 13)
+        scores[:, 4] = NAN
+        other[:, 6] = NAN
+        kept = [0, 1, 2, 3, 5, 7, 8]
+        assert bootstrap_interval(scores, default_rng(5), other) == bootstrap_interval(
+            scores[:, kept], default_rng(5), other[:, kept])
+
     def test_same_generator_same_interval(self):
         scores = table(3, 9, 12)
         assert bootstrap_interval(scores, default_rng(5)) == bootstrap_interval(scores, default_rng(5))
