@@ -1,15 +1,15 @@
-"""COVID-SemiSeg: 8-bit pictures of COVID-19 CT slices, 50 labelled, 1,600 unlabelled, 48 or 50 to test on.
+"""COVID-SemiSeg: 8-bit pictures of COVID-19 CT slices, 50 labelled, 1,600 unlabelled, 48 to test on.
 
-Where: https://github.com/DengPingFan/Inf-Net names the download (COVID-SemiSeg.zip, about 100 MB).
+Where: https://github.com/DengPingFan/Inf-Net links the download. What is read of it takes 37 MB.
 Licence: for non-commercial use, as the publisher states.
-Cite: D.-P. Fan et al., Inf-Net, IEEE Transactions on Medical Imaging 39(8), 2020.
+Cite: D.-P. Fan et al., Inf-Net, IEEE Transactions on Medical Imaging 39(8):2626-2637, 2020.
 
-SOURCE is the zip, a folder that holds it, or the extracted release (its folder `Dataset` or any folder above):
+SOURCE is the release as one zip, a folder of its zips, or extracted (the folder `Dataset` or any above):
 
     Dataset/TrainingSet/LungInfection-Train/Doctor-label/{Imgs/*.jpg,GT/*.png}     50 slices, infection
     Dataset/TrainingSet/LungInfection-Train/Pseudo-label/Imgs/*.jpg                1,600 slices nobody labelled
     Dataset/TrainingSet/MultiClassInfection-Train/{Imgs/*.jpg,GT/*.png}            the same 50, two kinds of infection
-    Dataset/TestingSet/LungInfection-Test/{Imgs/*.jpg,GT/*.png}                    with or without GT
+    Dataset/TestingSet/LungInfection-Test/{Imgs/*.jpg,GT/*.png}                    48 slices, with or without GT
     Dataset/TestingSet/MultiClassInfection-Test/{Imgs/*.jpg,GT/*.png}
 
 `Edge`, `Prior` and the authors' own pseudo-labels are not read. No spacing is known: it is set to 1, so distances are
@@ -53,10 +53,10 @@ TASKS: dict[str, dict[str, int]] = {
 }
 COLOURS = {(0, 0, 0): 0, (128, 0, 0): 1, (0, 128, 0): 2}        # of the multi-class masks
 
-_UNLABELLED = "TrainingSet/LungInfection-Train/Pseudo-label"
-_LABELLED = {"infection": "TrainingSet/LungInfection-Train/Doctor-label",
-             "multiclass": "TrainingSet/MultiClassInfection-Train"}
-_TEST = {"infection": "TestingSet/LungInfection-Test", "multiclass": "TestingSet/MultiClassInfection-Test"}
+_UNLABELLED = "LungInfection-Train/Pseudo-label"
+_LABELLED = {"infection": "LungInfection-Train/Doctor-label", "multiclass": "MultiClassInfection-Train"}
+_TEST = {"infection": "LungInfection-Test", "multiclass": "MultiClassInfection-Test"}
+_PARTS = {"LungInfection-Train", "MultiClassInfection-Train", *_TEST.values()}
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 _SLICES_PER_VOTE = 15
 
@@ -139,20 +139,19 @@ def volume_of(case_id: str) -> str:
 
 
 def _pictures_by_folder(source: str | Path) -> dict[str, list[SourceFile]]:
-    """Folder of the release, as TrainingSet/…/Imgs → its pictures in the order of their names."""
-    folders: dict[str, list[SourceFile]] = {}
-    roots = set()
+    """Folder of the release, as LungInfection-Train/…/Imgs → its pictures in the order of their names."""
+    folders: dict[str, dict[str, SourceFile]] = {}
     for file in list_files(source):
-        parts = file.path.parts
-        start = next((index for index, part in enumerate(parts) if part in ("TrainingSet", "TestingSet")), None)
-        if start is not None and file.path.suffix.lower() in _IMAGE_ENDINGS:
-            roots.add("/".join(parts[:start]) or ".")
-            folders.setdefault("/".join(parts[start:-1]), []).append(file)
-    if not any(folder.startswith("TrainingSet/") for folder in folders):
-        raise UserError(f"{source} holds no TrainingSet: it is not the COVID-SemiSeg release")
-    if len(roots) > 1:
-        raise UserError(f"{source} holds the release {len(roots)} times ({', '.join(sorted(roots)[:3])}): give one")
-    return folders
+        *above, name = file.path.parts
+        starts = [index for index, part in enumerate(above) if part in _PARTS]
+        if starts and file.path.suffix.lower() in _IMAGE_ENDINGS:
+            folder = "/".join(above[starts[-1]:])
+            first = folders.setdefault(folder, {}).setdefault(name, file)
+            if first is not file:
+                raise UserError(f"{source} holds {folder}/{name} twice, {first} and {file}: give one release")
+    if not any(folder.split("/")[0].endswith("-Train") for folder in folders):
+        raise UserError(f"{source} holds no LungInfection-Train: it is not the COVID-SemiSeg release")
+    return {folder: [files[name] for name in sorted(files)] for folder, files in folders.items()}
 
 
 def _part(images: list[SourceFile], role: Role, masks: list[SourceFile] | None, task: Task,

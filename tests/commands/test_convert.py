@@ -303,6 +303,7 @@ def test_folds_of_the_source(source, tmp_path, capsys, with_folds):
     assert f"folds in {folds}: 0 = a, 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nnunet_keeps_the_folds(source, tmp_path, with_folds, monkeypatch):
     from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry
     convert("covid-semiseg", source, 520)

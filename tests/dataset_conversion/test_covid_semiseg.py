@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,21 @@ def test_all_parts_are_found_from_the_folder_or_its_parent(tmp_path, start):
     unlabelled = by_role(cases, "unlabelled")
     assert {volume: sum(case.group == volume for case in unlabelled.values()) for volume in SLICES_OF} == SLICES_OF
     assert all(case_id.startswith(case.group) for case_id, case in unlabelled.items())
+
+
+def test_the_release_as_a_zip_for_each_part(tmp_path):
+    source = write_tree(tmp_path / "release")
+    for part in source.glob("*/*"):
+        shutil.make_archive(str(tmp_path / "zips" / part.name), "zip", part.parent, part.name)
+    assert {case.id for case in find_cases(tmp_path / "zips", Options())} == \
+        {case.id for case in find_cases(source, Options())}
+
+
+def test_two_releases_are_one_too_many(tmp_path):
+    for name in "ab":
+        write_tree(tmp_path / name)
+    with pytest.raises(UserError, match="twice.*give one release"):
+        list(find_cases(tmp_path, Options()))
 
 
 def test_a_test_set_is_optional_and_so_are_its_masks(tmp_path):
