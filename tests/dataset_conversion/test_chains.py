@@ -14,7 +14,7 @@ import pytest
 from nnunet_synth.commands.convert import convert
 from nnunet_synth.trainers import SACPSTrainer
 from tests.conftest import DATASET_ID, plan_and_preprocess, set_folders
-from tests.makers import covid_19_20, folder, mosmed
+from tests.makers import covid19_ct_seg, covid_19_20, folder, mosmed, nccid
 from tests.trainers.runs import make_trainer, save_untrained_sean
 
 
@@ -44,11 +44,17 @@ FOLDER = Download("folder", partial(folder.write_tree, **SIZE),
 
 MOSMED = Download("mosmed", partial(mosmed.write_tree, **SIZE))
 COVID_19_20 = Download("covid-19-20", partial(covid_19_20.write_tree, **SIZE))
+COVID19_CT_SEG = Download("covid19-ct-seg", partial(covid19_ct_seg.write_tree, **SIZE))
+# A series needs 20 slices.
+NCCID = Download("nccid", nccid.write_tree)
+NCCID_WITH_MASKS = Download("nccid", partial(nccid.write_tree, size=96),
+                            lambda source: {"masks": source.parent / "masks"})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("download, pool", [(FOLDER, None), (MOSMED, None), (COVID_19_20, None)],
-                         ids=["folder", "mosmed", "covid-19-20"])
+@pytest.mark.parametrize("download, pool", [
+    (FOLDER, None), (MOSMED, None), (COVID_19_20, None), (NCCID_WITH_MASKS, None), (COVID19_CT_SEG, NCCID),
+], ids=["folder", "mosmed", "covid-19-20", "nccid with masks", "covid19-ct-seg with nccid as pool"])
 def test_from_the_download_to_training(tmp_path, monkeypatch, download, pool):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
     set_folders(monkeypatch, tmp_path)
