@@ -174,7 +174,10 @@ def scan_series(files: Iterable[SourceFile]) -> list[Series]:
     for uid in sorted(slices):
         folders = {one.file.path.parent for one in slices[uid]}
         beside = [reason for folder, reason in broken.items() if folder in folders]
-        series = _without_duplicates(uid, slices[uid])
+        try:
+            series = _without_duplicates(uid, slices[uid])
+        except UserError as error:                  # a copy that cannot be compared
+            series = Series(uid, tuple(slices[uid]), defect=str(error))
         result.append(replace(series, defect=beside[0]) if beside else series)
     used = {one.file.path.parent for group in slices.values() for one in group}
     return result + [Series("", (), defect=reason) for folder, reason in broken.items() if folder not in used]

@@ -546,7 +546,7 @@ def test_min_slices_must_be_a_number_of_slices():
         nccid.Options(min_slices=0)
 
 
-def test_the_environment_of_workers_has_no_names(lone):
+def test_errors_travel_back_from_workers_without_names(lone):
     """Cases travel to workers and their errors back: what is pickled on the way back is without names."""
     case = next(iter(nccid.find_cases(lone, nccid.Options(min_slices=99))))
     with pytest.raises(UserError) as told:
