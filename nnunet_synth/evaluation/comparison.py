@@ -141,18 +141,19 @@ def _group(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[Run]]]:
             raise UserError(f"{row['method']}, seed {row['seed']} has case {row['case']} twice: give each run a seed "
                             "or a method name of its own")
         run[row["case"]] = row
+    cases: dict[str, set[str]] = {}
+    for (class_name, _, _), run in runs.items():
+        cases.setdefault(class_name, set()).update(run)
+    for (class_name, method, seed), run in runs.items():
+        if missing := sorted(cases[class_name] - run.keys()):
+            listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            raise UserError(f"{method}, seed {seed} lacks {len(missing)} of {len(cases[class_name])} cases ({listed}): "
+                            "compare methods on the same cases")
     classes: dict[str, dict[str, list[Run]]] = {}
     for class_name, method, _ in runs:
         classes.setdefault(class_name, {}).setdefault(method, [])
     for class_name, method, seed in sorted(runs):       # in whatever order the runs finished: the same bootstrap
         classes[class_name][method].append(runs[class_name, method, seed])
-    for methods in classes.values():
-        every = {case for method_runs in methods.values() for run in method_runs for case in run}
-        for method, run in ((method, run) for method, method_runs in methods.items() for run in method_runs):
-            if missing := sorted(every - run.keys()):
-                listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-                raise UserError(f"{method}, seed {next(iter(run.values()))['seed']} lacks {len(missing)} of "
-                                f"{len(every)} cases ({listed}): compare methods on the same cases")
     return classes
 
 
