@@ -86,6 +86,8 @@ def convert(source_type: str, source: str | Path, dataset_id: int | None = None,
         raise UserError(f"--jobs {jobs}: at least one worker is needed")
     if dataset_id is not None and add_to_pool is not None:
         raise UserError("-d makes a new dataset, --add-to-pool adds to an existing one: give one of them")
+    if name is not None and add_to_pool is not None:
+        raise UserError("--name is that of a new dataset, --add-to-pool adds to an existing one: give one of them")
     if dataset_id is None and add_to_pool is None and not check:
         raise UserError("-d ID of the new dataset is missing (or --add-to-pool ID of an existing one)")
 
@@ -138,13 +140,13 @@ def _existing(dataset_id: int) -> Path:
 
 def _new(dataset_id: int | None, name: str, check: bool) -> tuple[Path, Path | None]:
     """Where dataset and folds go. Raises UserError when the id is in use in any of nnU-Net's folders."""
-    from nnunet_synth.data.experiment import environment_folder
-    from nnunet_synth.data.splits import splits_file
-    from nnunet_synth.dataset_conversion.unfinished import hidden_folder
     if not re.fullmatch(r"[A-Za-z0-9]+", name):
         raise UserError(f"name {name!r}: use letters and digits only")
     if dataset_id is None and check:
         return Path(name), None
+    from nnunet_synth.data.experiment import environment_folder
+    from nnunet_synth.data.splits import splits_file
+    from nnunet_synth.dataset_conversion.unfinished import hidden_folder
     if not 1 <= dataset_id <= 999:
         raise UserError(f"dataset id {dataset_id}: nnU-Net's ids are 1 to 999")
     raw, preprocessed = environment_folder("nnUNet_raw"), environment_folder("nnUNet_preprocessed")

@@ -41,6 +41,9 @@ class CaseContent:
 class Case:
     """One case of a source, found but not yet read.
 
+    An interrupted conversion keeps a finished case while the stamps of its sources, its other attributes but `read`
+    and the options of the converter are the same: whatever else decides the content belongs into `metadata`.
+
     Attributes:
         id: its name in the nnU-Net dataset, unique over all roles.
         role: `labelled` → imagesTr, `unlabelled` → imagesUl, `test` → imagesTs.

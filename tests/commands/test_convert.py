@@ -177,9 +177,10 @@ def test_bad_arguments(source, tmp_path, options, message):
     assert left_in(tmp_path) == []
 
 
-def test_unset_environment(source, monkeypatch):
-    monkeypatch.delenv("nnUNet_raw")
-    with pytest.raises(UserError, match="nnUNet_raw is not set"):
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
+def test_unset_environment(source, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    with pytest.raises(UserError, match=f"{variable} is not set"):
         convert("covid-semiseg", source, 520)
 
 
@@ -236,6 +237,7 @@ def test_an_unknown_option_is_named_with_the_known_ones(source, tmp_path):
 
 @pytest.mark.parametrize("line, message", [
     (["-d", "520", "--add-to-pool", "521"], "not allowed with argument"), (["-d", "x"], "invalid int value"),
+    (["--name", "New", "--add-to-pool", "521"], "--name is that of a new dataset"),
     (["-d", "520", "--tusk"], "unrecognized arguments: --tusk"), ([], "-d ID of the new dataset is missing"),
     (["-d", "520", "--task", "nodules"], "invalid choice: 'nodules'")])
 def test_bad_command_lines(source, capsys, line, message):
