@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.dummy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -63,10 +64,11 @@ def test_from_the_download_to_training(tmp_path, monkeypatch, download, pool):
     if pool is not None:
         pool.convert(tmp_path, add_to_pool=DATASET_ID)
     raw, = (tmp_path / "nnUNet_raw").iterdir()
-    verify_dataset_integrity(str(raw), num_processes=1)
-
     with monkeypatch.context() as patch:
+        # Checking and fingerprinting in threads: each pool of processes would cost more than the rest of the test.
+        patch.setattr(multiprocessing, "get_context", lambda method: multiprocessing.dummy)
         patch.setenv("nnUNet_n_proc_DA", "1")           # the planner calls set_num_threads with it
+        verify_dataset_integrity(str(raw), num_processes=1)
         plan_and_preprocess(tmp_path)
     save_untrained_sean()
     trainer = make_trainer(SACPSTrainer, tmp_path, num_epochs=1)
