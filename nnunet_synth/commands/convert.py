@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 def _existing(dataset_id: int) -> Path:
     """The raw folder of a dataset."""
-    from nnunet_synth.data.experiment import environment_folder, find_dataset
+    from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
     return environment_folder("nnUNet_raw") / find_dataset(dataset_id)
 
 
@@ -144,7 +144,7 @@ def _new(dataset_id: int | None, name: str, check: bool) -> tuple[Path, Path | N
         raise UserError(f"name {name!r}: use letters and digits only")
     if dataset_id is None and check:
         return Path(name), None
-    from nnunet_synth.data.experiment import environment_folder
+    from nnunet_synth.data.nnunet_folders import environment_folder
     from nnunet_synth.data.splits import splits_file
     from nnunet_synth.dataset_conversion.unfinished import hidden_folder
     if not 1 <= dataset_id <= 999:

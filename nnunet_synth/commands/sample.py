@@ -210,7 +210,7 @@ def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int,
 
 
 def _target(output: str | Path | None, as_dataset: int | None, name: str) -> Path:
-    from nnunet_synth.data.experiment import environment_folder
+    from nnunet_synth.data.nnunet_folders import environment_folder
     if as_dataset is None:
         if output is None:
             raise UserError("give --output FOLDER, or --as-dataset ID")

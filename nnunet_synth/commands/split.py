@@ -61,7 +61,7 @@ def split(dataset: str | int, of_fold: int | str, labelled: Sequence[str | int],
             or two amounts that come to the same cases. Nothing is written then.
     """
     from nnunet_synth.atomic import write_json
-    from nnunet_synth.data.experiment import environment_folder, find_dataset
+    from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
     from nnunet_synth.data.splits import default_splits, find_fold, load_splits, splits_file
 
     name = find_dataset(dataset)
@@ -123,7 +123,7 @@ def _labelled_cases(dataset_name: str) -> list[str]:
     """Ids of the cases that nnU-Net would divide: those preprocessed, or else those of the raw dataset."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    from nnunet_synth.data.experiment import environment_folder
+    from nnunet_synth.data.nnunet_folders import environment_folder
     preprocessed = environment_folder("nnUNet_preprocessed") / dataset_name
     if (preprocessed / "gt_segmentations").is_dir():
         ending = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))["file_ending"]

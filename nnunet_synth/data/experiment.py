@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_synth.atomic import write_json
+from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
 from nnunet_synth.data.splits import (
     check_split,
     default_splits,
@@ -237,28 +237,6 @@ def load_experiment(dataset: str | int, configuration: str, fold: int | str | No
                       plans_manager=PlansManager(plans_content), dataset_json=dataset_json,
                       raw_folder=folders["nnUNet_raw"] / name, preprocessed_folder=preprocessed,
                       results_folder=folders["nnUNet_results"] / name)
-
-
-def find_dataset(dataset: str | int) -> str:
-    """The full name of a dataset, e.g. Dataset501_Phantom, from its id or name. Raises UserError."""
-    from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-    text = str(dataset)
-    if text.startswith("Dataset"):
-        return text
-    if not text.isdigit():
-        raise UserError(f"{text!r} is no dataset: give its id (501) or its full name (Dataset501_Phantom)")
-    candidates = [str(name) for name in find_candidate_datasets(int(text))]
-    if len(candidates) != 1:
-        found = f"found {', '.join(candidates)}" if candidates else "found none"
-        raise UserError(f"dataset {text} must exist once in nnUNet_raw and nnUNet_preprocessed: {found}")
-    return candidates[0]
-
-
-def environment_folder(variable: str) -> Path:
-    """One of nnU-Net's three folders. Raises UserError when its environment variable is not set."""
-    if variable not in os.environ:
-        raise UserError(f"environment variable {variable} is not set: export it as nnU-Net's installation page says")
-    return Path(os.environ[variable])
 
 
 def _parse_fold(fold: int | str | None, preprocessed_folder: Path) -> int | str | None:

@@ -203,7 +203,7 @@ def _second_test_set(options: Options) -> dict[str, list[str]]:
     """Name → ids of the labelled cases of a converted MosMedData; empty without --test-set."""
     if options.test_set is None:
         return {}
-    from nnunet_synth.data.experiment import environment_folder, find_dataset
+    from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
     from nnunet_synth.dataset_conversion import mosmed
     raw = environment_folder("nnUNet_raw")
     name = find_dataset(options.test_set)
