@@ -33,7 +33,7 @@ class Harmonised:
     Attributes:
         image: int16 as stored, or float32 from gray values.
         repairs: phrases for the report.
-        metadata: the range as stored, and whether it is limited to the window.
+        metadata: the range as stored, and whether bone is cut off at the window's upper end.
     """
 
     image: SimpleITK.Image
@@ -52,8 +52,7 @@ def harmonise(image: SimpleITK.Image) -> Harmonised:
     lowest, highest = float(values.min()), float(values.max())
     metadata = {"lowest_stored_value": lowest, "highest_stored_value": highest}
     if lowest <= AIR_BELOW_HU:
-        is_limited = lowest >= WINDOW[0] and highest <= WINDOW[1]
-        return Harmonised(compact(image), (), {**metadata, "limited_to_window": is_limited})
+        return Harmonised(compact(image), (), {**metadata, "limited_to_window": highest <= WINDOW[1]})
     # Interpolation may have overshot by a fraction; a range of a few gray values is no picture of a chest.
     if not (-1 <= lowest and LARGEST_GRAY / 2 < highest <= LARGEST_GRAY + 1):
         raise UserError(f"values from {lowest:g} to {highest:g} are neither HU (air is below {AIR_BELOW_HU}) nor gray "

@@ -115,10 +115,32 @@ def test_heart_and_aorta_overrule_header_and_numbers_only_where_they_are_sure(re
         assert axes == () and not renumbered and "on the right" in doubts[0]
 
 
-def test_of_a_chest_without_signs_nothing_is_changed_and_the_doubt_is_told():
+def schematic(*organs: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two blocks of lung that look the same from all sides, and what breaks the symmetry."""
     hu, lungs = np.full((20, 64, 64), 40, np.int16), np.zeros((20, 64, 64), np.uint8)
     lungs[:, 16:48, 36:56], lungs[:, 16:48, 8:28] = 1, 2
+    for organ in organs:
+        if organ == "spine":
+            hu[:, 38:48, 30:34] = 300
+        elif organ == "windpipe":
+            hu[12:, 30:34, 30:34] = -1000
+        elif organ == "heart":
+            lungs[:10, 16:32, 36:44] = 0
+        elif organ == "aorta":
+            lungs[:, 32:40, 36:42] = 0
     hu[lungs > 0] = -850
+    return hu, lungs
+
+
+@pytest.mark.parametrize("organ, axis", [("windpipe", 0), ("heart", 0), ("spine", 1), ("heart", 2), ("aorta", 2)])
+def test_each_sign_decides_alone(organ, axis):
+    hu, lungs = schematic(organ)
+    assert find_orientation(hu, lungs).evidence[axis] >= DECISIVE
+    assert axis not in found(hu, lungs)[0] and axis in found(hu, lungs, (axis,))[0]
+
+
+def test_of_a_chest_without_signs_nothing_is_changed_and_the_doubt_is_told():
+    hu, lungs = schematic()
     for axes in FLIPS:
         finding = find_orientation(np.flip(hu, axes), np.flip(lungs, axes))
         assert finding.reversed_axes == () and not finding.is_renumbered and max(map(abs, finding.evidence)) < DECISIVE
