@@ -1,6 +1,9 @@
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -60,6 +63,16 @@ def test_every_format_is_written_with_its_label_map(scans, tmp_path):
     description = json.loads((target / "dataset.json").read_text())
     assert description["licence"] == description["citation"] == "user's own data"
     assert description["channel_names"] == {"0": "CT"} and description["labels"] == {"background": 0, "infection": 1}
+
+
+def test_a_conversion_needs_neither_torch_nor_nnunet(scans, tmp_path):
+    """They would take longer to import than a small dataset to convert, and 600 MB."""
+    program = ("import sys; from nnunet_synth.commands.convert import convert\n"
+               f"convert('folder', {str(scans)!r}, 9, labels={str(scans.parent / 'labels')!r})\n"
+               "print(*({'torch', 'nnunetv2'} & set(sys.modules)))")
+    environment = {**os.environ, "nnUNet_raw": str(tmp_path), "nnUNet_preprocessed": str(tmp_path)}
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert child.stdout.splitlines()[-1] == "" and (tmp_path / "Dataset009_Own" / "dataset.json").is_file()
 
 
 def test_the_same_out_of_archives(scans, tmp_path):
