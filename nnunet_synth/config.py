@@ -73,8 +73,9 @@ class TrainerConfig:
         batch_size: labelled samples a step; None = the plan's.
         unlabelled_batch_size: None = as many as labelled ones (the paper).
         pool_slices: draw unlabelled slices that hold some layout, or all.
-        teacher: results folder of the teacher (SA-ST).
-        num_rounds: rounds of teacher ← student (SA-ST).
+        teacher: results folder of the teacher of self-training, by name (SACPSTrainer__nnUNetPlans__2d) or path; None =
+            stock nnUNetTrainer under this configuration, then along its `inherits_from` chain.
+        num_rounds: rounds of teacher ← student of self-training, each as long as a training.
         epochs_over_unlabelled: length of the training in passes over the unlabelled stream; None = `num_epochs`.
         seed: of weights, loaders and style draws; None = not seeded, as nnU-Net.
         preview_every: epochs between preview pictures; 0 = never.
