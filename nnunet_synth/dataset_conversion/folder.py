@@ -114,6 +114,8 @@ def describe(options: Options) -> DatasetDescription:
 def find_cases(source: str | Path, options: Options) -> Iterator[Case]:
     """Yield the scans of SOURCE, then those that nobody labelled; ids are the scans' names, made safe for nnU-Net.
 
+    Reads the headers of DICOM files, and no volumes.
+
     Args:
         source: folder or archive of volumes or of DICOM series.
 
@@ -196,8 +198,8 @@ def _series_scans(series: Sequence[Series], options: Options) -> list[Scan]:
     """Named by the folder where that tells them apart, else by UID."""
     folders = [safe_id(one.slices[0].file.path.parent.name) if one.slices else "" for one in series]
     scans = []
-    for number, (one, folder) in enumerate(zip(series, folders, strict=True)):
-        uid = one.uid or f"unreadable_{number}"
+    for one, folder in zip(series, folders, strict=True):
+        uid = one.uid or f"unreadable_{hashlib.sha256(one.defect.encode()).hexdigest()[:8]}"
         names = (folder, uid) if folder and folders.count(folder) == 1 else (uid,)
         sources = (SeriesFiles(tuple(part.file for part in one.slices)),) if one.slices else ()
         scans.append(Scan(names[0], names, sources, partial(_read_series, one, options.min_slices, options.allow_gaps)))
