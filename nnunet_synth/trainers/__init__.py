@@ -3,5 +3,6 @@
 from nnunet_synth.trainers.cross_pseudo import CPSTrainer, SACPSTrainer
 from nnunet_synth.trainers.self_training import SASTTrainer, STTrainer
 from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
+from nnunet_synth.trainers.supervised import SupervisedTrainer
 
-__all__ = ["CPSTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer"]
+__all__ = ["CPSTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer", "SupervisedTrainer"]

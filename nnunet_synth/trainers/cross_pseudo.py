@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_synth.losses.segmentation import PseudoLabels, agreement, foreground_fraction
+from nnunet_synth.trainers.configured import unwrap
 from nnunet_synth.trainers.loss_terms import (
     Loss,
     Synthesize,
@@ -25,7 +26,7 @@ from nnunet_synth.trainers.loss_terms import (
     with_total,
 )
 from nnunet_synth.trainers.preview import PreviewSample
-from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer, unwrap
+from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
 from nnunet_synth.trainers.synthesis import DrawsSynthetic
 
 # ----------------------------------------------------------------------------------------------------------------------

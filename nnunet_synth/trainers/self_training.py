@@ -31,7 +31,7 @@ from nnunet_synth.trainers.loss_terms import (
     with_total,
 )
 from nnunet_synth.trainers.preview import PreviewSample
-from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer, sigmoid_ramp_up
+from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
 from nnunet_synth.trainers.synthesis import DrawsSynthetic
 from nnunet_synth.trainers.teacher import find_teacher, load_teacher
 
@@ -115,9 +115,6 @@ class STTrainer(SemiSupervisedTrainer):
         optimizer, _ = super().optimizer_for(network)
         return optimizer, RestartingPolyLR(optimizer, self.initial_lr, self.epochs_per_round)
 
-    def ramp(self) -> float:
-        return sigmoid_ramp_up(self.current_epoch % self.epochs_per_round, self.settings.ramp_up_epochs)
-
     def on_epoch_start(self) -> None:
         # Here, not at the end of an epoch: a run that was stopped between two rounds comes by, too.
         if self.current_epoch // self.epochs_per_round > self.round:
@@ -180,7 +177,7 @@ class STTrainer(SemiSupervisedTrainer):
                             "without --c")
         self._teacher_to_restore = None
         if teacher.lowest is not None:
-            self._check_all_have_layouts()
+            self.check_all_have_layouts()
         self._teacher_key = teacher.key
         folder = self.pseudo_labels_folder()
         self.print_to_log_file(f"Pseudo-labels of {teacher.model.path}: {folder}")

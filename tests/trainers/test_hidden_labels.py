@@ -14,7 +14,7 @@ import torch
 from nnunet_synth.commands.split import split
 from nnunet_synth.data.experiment import load_experiment
 from nnunet_synth.trainers import SACPSTrainer
-from nnunet_synth.trainers.semi_supervised import unwrap
+from nnunet_synth.trainers.configured import unwrap
 from tests.conftest import DATASET_ID
 from tests.trainers.runs import make_trainer, save_untrained_sean
 

@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_synth.errors import UserError
 from nnunet_synth.trainers import CPSTrainer, SACPSTrainer
 from nnunet_synth.trainers.checkpoint import OUR_KEY
-from nnunet_synth.trainers.semi_supervised import unwrap
+from nnunet_synth.trainers.configured import unwrap
 from tests.trainers.runs import make_trainer, resumed, save_untrained_sean, train_until_killed
 
 
@@ -71,7 +71,7 @@ def test_resume_without_restored_random_numbers_differs(planned_dataset: Path,
     whole = make_trainer(CPSTrainer, planned_dataset, **settings)
     whole.run_training()
     train_until_killed(make_trainer(CPSTrainer, planned_dataset, **settings), num_epochs=1)
-    monkeypatch.setattr("nnunet_synth.trainers.semi_supervised.restore_rng", lambda state: None)
+    monkeypatch.setattr("nnunet_synth.trainers.configured.restore_rng", lambda state: None)
     continued = resumed(CPSTrainer, planned_dataset, **settings)
     continued.run_training()
     expected, got = weights_of(whole), weights_of(continued)

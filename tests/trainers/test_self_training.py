@@ -21,8 +21,8 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.base import SynthResult
 from nnunet_synth.trainers import SACPSTrainer, SASTTrainer, STTrainer
 from nnunet_synth.trainers.checkpoint import OUR_KEY
+from nnunet_synth.trainers.configured import unwrap
 from nnunet_synth.trainers.self_training import RestartingPolyLR, self_training_step
-from nnunet_synth.trainers.semi_supervised import unwrap
 from tests.conftest import DATASET_ID
 from tests.reference import self_training as reference
 from tests.trainers.runs import make_trainer, resumed, save_untrained_sean, train_stock, train_until_killed
