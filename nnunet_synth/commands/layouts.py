@@ -2,12 +2,20 @@
 
   --method threshold   classical image processing, for CT in HU and for 8-bit pictures of CT slices. Lung that is
                        consolidated throughout is not found, see the flagged cases in layouts_report.json.
+  --method lungmask    the networks of J. Hofmanninger et al. (European Radiology Experimental 4:50, 2020), which find
+                       consolidated lung and effusions, too: pip install 'nnunet_synth[lung]'. Made for CT in HU; to
+                       pictures, a guess at their HU is given. Weights (124 MB a network) are fetched from
+                       the package's releases into torch's hub folder, or given by --weights.
   --method labels      out of the dataset's own labels (--layout-labels, default left_lung right_lung); only labelled
                        cases have them. Lesions are given to the nearest lung.
 
-Writes layoutsTr/ and layoutsUl/ (0 none, 1 left lung, 2 right lung) and declares them in dataset.json. Cases that have
-a layout are kept, so an interrupted run goes on where it stopped. Correct a layout with any editor, or replace it by a
-better one (TotalSegmentator, lungmask) of the same shape.
+Writes layoutsTr/ and layoutsUl/ (0 none, 1 left lung, 2 right lung), declares them in dataset.json, and lists in
+layouts_report.json how many litres each lung of each case has. Cases that have a layout are kept and measured again, so
+an interrupted run goes on where it stopped. Correct a layout with any editor, or replace it by a better one of the same
+shape.
+
+Which lung is the left one follows from the image's geometry. A case is flagged, never changed, where the anatomy
+contradicts it (heart on the right, spine in front) and where the volume is implausible.
 
 With --images IN --masked OUT nothing is added to the dataset: the images of folder IN are copied to OUT with everything
 outside the lungs set to air (-1024 HU, 0 in pictures), for predicting with a model trained with mask_outside_layout.
@@ -24,10 +32,11 @@ from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
     from nnunet_synth.data.find_layouts import LayoutReport
+    from nnunet_synth.data.lung_network import LungNetwork
 
 HELP = "find left and right lung of every case"
 EXAMPLE = "nnunet_synth layouts 520 --method threshold --jobs 4"
-METHODS = ("threshold", "labels")
+METHODS = ("threshold", "lungmask", "labels")
 _MAX_FLAGGED = 20
 
 
@@ -44,25 +53,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="--method labels: which labels of the dataset are anatomy")
     parser.add_argument("--inside", nargs="*", metavar="NAME",
                         help="--method labels: which labels lie inside the anatomy (default: all others)")
+    parser.add_argument("--model", metavar="NAME",
+                        help="--method lungmask: R231 (default), R231CovidWeb, LTRCLobes or LTRCLobes_R231, of which "
+                             "the lobes are merged")
+    parser.add_argument("--weights", metavar="FILE", help="--method lungmask: a file of weights instead of --model")
+    parser.add_argument("--device", help="--method lungmask: cpu, cuda or cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help="--method lungmask: slices at a time (default: 20; 1 on the CPU)")
     parser.add_argument("--images", metavar="IN", help="folder of images to mask; needs --masked")
     parser.add_argument("--masked", metavar="OUT", help="new folder for the masked copies")
 
 
 def run(args: argparse.Namespace) -> None:
     layouts(args.dataset, args.method, jobs=args.jobs, overwrite=args.overwrite, orientation=args.orientation,
-            layout_labels=args.layout_labels, inside=args.inside, images=args.images, masked=args.masked)
+            layout_labels=args.layout_labels, inside=args.inside, images=args.images, masked=args.masked,
+            model=args.model, weights=args.weights, device=args.device, batch_size=args.batch_size)
 
 
 def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int = 1, overwrite: bool = False,
             orientation: str | None = None, layout_labels: list[str] | None = None, inside: list[str] | None = None,
-            images: str | Path | None = None, masked: str | Path | None = None) -> list[LayoutReport]:
+            images: str | Path | None = None, masked: str | Path | None = None, model: str | None = None,
+            weights: str | Path | None = None, device: str | None = None, batch_size: int | None = None,
+            ) -> list[LayoutReport]:
     """Write the layouts of a raw dataset (or masked copies of `images`) and print how much lung each case has.
 
     Args: as on the command line.
 
     Raises:
         UserError: unknown dataset, method or label; an image that cannot be read; see
-            `nnunet_synth.data.find_layouts.write_layouts` and `write_masked_images`.
+            `nnunet_synth.data.find_layouts.write_layouts` and `write_masked_images`, and
+            `nnunet_synth.data.lung_network.prepare_network`.
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
@@ -74,21 +94,34 @@ def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int =
     if dataset is None and images is None:
         raise UserError("name the DATASET, by id or full name")
 
+    if images is not None and method == "labels":
+        raise UserError("--images has no labels: use --method threshold or lungmask")
+
     from nnunet_synth.data import find_layouts
     raw_folder = None if dataset is None else _raw_folder(dataset)
+    network = _network(method, model, weights, device, batch_size)
     if images is not None:
-        if method != "threshold":
-            raise UserError("--images has no labels: use --method threshold")
         description = find_layouts.read_dataset_json(raw_folder) if raw_folder else _describe(Path(images))
-        reports = find_layouts.write_masked_images(Path(images), Path(masked), description, orientation, jobs)
+        reports = find_layouts.write_masked_images(Path(images), Path(masked), description, orientation, jobs, network)
         done = f"masked copies written to {masked}"
     else:
         reports = find_layouts.write_layouts(raw_folder, method, jobs, overwrite, orientation,
-                                             layout_labels or ["left_lung", "right_lung"], inside)
+                                             layout_labels or ["left_lung", "right_lung"], inside, network)
         done = f"layouts written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
     _print(reports)
     print(done)
     return reports
+
+
+def _network(method: str, model: str | None, weights: str | Path | None, device: str | None,
+             batch_size: int | None) -> LungNetwork | None:
+    if method == "lungmask":
+        from nnunet_synth.commands.pretrain import find_device
+        from nnunet_synth.data.lung_network import prepare_network
+        return prepare_network(model, weights, find_device(device), batch_size)
+    if (model, weights, device, batch_size) != (None,) * 4:
+        raise UserError("--model, --weights, --device and --batch-size are options of --method lungmask")
+    return None
 
 
 def _checked(orientation: str | None) -> str | None:
@@ -121,18 +154,17 @@ def _describe(images: Path) -> dict[str, str]:
 
 def _print(reports: list[LayoutReport]) -> None:
     import statistics
-    written = [report for report in reports if report.status == "written"]
-    kept = len(reports) - len(written)
-    print(f"{len(written)} case(s) done{f', {kept} kept as they were' if kept else ''}")
-    for unit, name in (("l", "lung volume in litres"), ("share", "lung share of the slice")):
-        for side in ("left", "right"):
-            values = [getattr(report, side) for report in written if report.unit == unit]
-            if values:
-                print(f"{name}, {side:<5}: median {statistics.median(values):.2f} "
-                      f"({min(values):.2f} to {max(values):.2f})")
-    flagged = [report for report in written if report.doubts]
+    kept = sum(report.status == "kept" for report in reports)
+    print(f"{len(reports) - kept} case(s) done{f', {kept} kept as they were' if kept else ''}")
+    for unit, name in (("l", "litres"), ("share", "share of the slice")):
+        cases = [report for report in reports if report.unit == unit]
+        for anatomy in cases[0].amounts if cases else ():
+            values = [report.amounts[anatomy] for report in cases]
+            print(f"{anatomy}, {name}: median {statistics.median(values):.2f} "
+                  f"({min(values):.2f} to {max(values):.2f})")
+    flagged = [report for report in reports if report.doubts]
     for report in flagged[:_MAX_FLAGGED]:
-        print(f"look at {report.id}: {', '.join(report.doubts)} (left {report.left:.2f}, right {report.right:.2f} "
-              f"{report.unit})")
+        amounts = ", ".join(f"{name} {amount:.2f}" for name, amount in report.amounts.items())
+        print(f"look at {report.id}: {'; '.join(report.doubts)} ({amounts} {report.unit})")
     if len(flagged) > _MAX_FLAGGED:
         print(f"look at {len(flagged) - _MAX_FLAGGED} more (those of a dataset are listed in layouts_report.json)")

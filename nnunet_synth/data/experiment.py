@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_synth.atomic import write_json
 from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
+from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.data.splits import (
     check_split,
     default_splits,
@@ -143,7 +144,7 @@ class Experiment:
     @cached_property
     def pool_images(self) -> dict[str, list[Path]]:
         """Case id → its files in `imagesUl`, both in order; the folder is listed once, pools are large."""
-        return self._images("imagesUl")
+        return self._cases("imagesUl")
 
     @property
     def pool_ids(self) -> list[str]:
@@ -152,15 +153,10 @@ class Experiment:
 
     @cached_property
     def test_ids(self) -> list[str]:
-        return list(self._images("imagesTs"))
+        return list(self._cases("imagesTs"))
 
-    def _images(self, folder: str) -> dict[str, list[Path]]:
-        ending = self.dataset_json["file_ending"]
-        suffix_length = len("_0000") + len(ending)
-        files: dict[str, list[Path]] = {}
-        for path in sorted((self.raw_folder / folder).glob(f"*_????{ending}")):
-            files.setdefault(path.name[:-suffix_length], []).append(path)
-        return dict(sorted(files.items()))
+    def _cases(self, folder: str) -> dict[str, list[Path]]:
+        return list_cases(self.raw_folder / folder, self.dataset_json["file_ending"])
 
     # -- labels and classes ------------------------------------------------------------------------------------------
 

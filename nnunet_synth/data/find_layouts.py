@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,38 +14,58 @@ from typing import Any
 import numpy as np
 
 from nnunet_synth.atomic import atomic_file, write_json
-from nnunet_synth.data.lung_threshold import LAYOUT_LABELS, find_lungs
-from nnunet_synth.data.raw_images import read_image, read_segmentation
+from nnunet_synth.data.body_axes import DISPLAY_AXES, axes_of, canonical_order, to_canonical
+from nnunet_synth.data.chest_anatomy import is_heart_on_the_right, is_spine_in_front
+from nnunet_synth.data.lung_network import LungNetwork, find_lungs_by_network
+from nnunet_synth.data.lung_threshold import LAYOUT_LABELS, calibrate, find_lungs
+from nnunet_synth.data.raw_images import list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_json
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
 AIR_HU = -1024.0
-DISPLAY_AXES = "PL"             # rows to posterior, columns to the patient's left: how radiologists look at a slice
 REPORT_NAME = "layouts_report.json"
 
-# Both lungs of an adult, breathed in or out, healthy or not; outside it something was missed or taken for lung.
+# Both lungs; outside it something was missed or taken for lung. Healthy adults have 4.67 ± 1.19 litres by CT (mean and
+# SD of 1,787; Cheng et al., Int J COPD 14:1657, 2019): the upper bound is 4 SD above. At quiet breathing there are 2.8
+# (1.9 litres of air, 67 % of the lung, in 11 men; BMC Med Imaging 14:25, 2014), and consolidation takes its share of
+# them: below one litre it is a child, a partial scan, or somebody must look.
 PLAUSIBLE_LITRES = (1.0, 9.5)
 PLAUSIBLE_SHARE = (0.04, 0.85)  # of the pixels of a slice
 SMALLER_LUNG = 0.15             # at least this share of both
+CUT_OFF = 0.2                   # a scan whose first or last slice shows this share of the widest one's lung cuts it off
 
-Finder = Callable[[str, Sequence[Path]], tuple[np.ndarray, dict[str, Any], Any]]
+
+@dataclass(frozen=True)
+class Found:
+    """A case's layout and what is needed for writing and judging it.
+
+    Attributes:
+        layout: [z, y, x] uint8.
+        properties: nnU-Net's, of the image.
+        reader_writer: an instance of the class nnU-Net reads this dataset with.
+        doubts: what in the image contradicts its geometry.
+    """
+
+    layout: np.ndarray
+    properties: dict[str, Any]
+    reader_writer: Any
+    doubts: tuple[str, ...] = ()
+
+
+Finder = Callable[[str, Sequence[Path]], Found]
 
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """One case: how much lung was found, and what looks wrong with it.
-
-    `left` and `right` are litres for volumes in HU, and shares of the slice's pixels for pictures without spacing.
-    """
+    """One case: how much of each anatomy was found, and what looks wrong with it."""
 
     id: str
     status: str                 # written | kept
-    left: float = 0.0
-    right: float = 0.0
-    unit: str = ""              # l | share
-    doubts: tuple[str, ...] = ()
+    amounts: dict[str, float]   # name of the anatomy → in `unit`
+    unit: str                   # l (litres), or for pictures without spacing: share (of the slice's pixels)
+    doubts: tuple[str, ...]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -54,7 +74,7 @@ class LayoutReport:
 
 def write_layouts(raw_folder: Path, method: str, num_jobs: int = 1, overwrite: bool = False,
                   orientation: str | None = None, layout_names: Sequence[str] = tuple(LAYOUT_LABELS),
-                  inside: Sequence[str] | None = None) -> list[LayoutReport]:
+                  inside: Sequence[str] | None = None, network: LungNetwork | None = None) -> list[LayoutReport]:
     """Write layoutsTr and layoutsUl of a raw dataset and declare their labels in its dataset.json.
 
     Each file appears whole or not at all, so an interrupted run is continued by the same call; the labels are declared
@@ -62,11 +82,12 @@ def write_layouts(raw_folder: Path, method: str, num_jobs: int = 1, overwrite: b
 
     Args:
         raw_folder: …/nnUNet_raw/DatasetXXX_Name.
-        method: `threshold` finds lungs in the images, `labels` takes them out of the dataset's own labels.
+        method: `threshold` and `lungmask` find lungs in the images, `labels` takes them out of the labels.
         overwrite: find again what is there already.
         orientation: axes of pictures without geometry, see `find_lungs`; default: dataset.json's, else "PL".
         layout_names: for `labels`, the dataset's labels that are anatomy.
         inside: for `labels`, the dataset's labels that lie inside the anatomy (lesions); default: all others.
+        network: for `lungmask`.
 
     Raises:
         UserError: no images; an image that cannot be read; a label that dataset.json does not have; layouts of other
@@ -78,47 +99,41 @@ def write_layouts(raw_folder: Path, method: str, num_jobs: int = 1, overwrite: b
         finder, layout_labels = _label_finder(raw_folder, dataset_json, layout_names, inside)
         parts = ("Tr",)
     else:
-        orientation = orientation or dataset_json.get("nnunet_synth", {}).get("orientation", DISPLAY_AXES)
-        finder, layout_labels = partial(find_by_threshold, dataset_json=dataset_json, orientation=orientation), \
-            LAYOUT_LABELS
+        finder, layout_labels = _image_finder(dataset_json, orientation, network), LAYOUT_LABELS
         parts = ("Tr", "Ul")
     cases = [(part, case_id, files) for part in parts
-             for case_id, files in find_images(raw_folder / f"images{part}", ending).items()]
+             for case_id, files in list_cases(raw_folder / f"images{part}", ending).items()]
     if not cases:
         raise UserError(f"{raw_folder} holds no images *_0000{ending} in imagesTr or imagesUl")
     targets = [raw_folder / f"layouts{part}" / f"{case_id}{ending}" for part, case_id, _ in cases]
     _check_declared(dataset_json, layout_labels, any(target.exists() for target in targets) and not overwrite)
 
     work = [(case_id, files, target) for (_, case_id, files), target in zip(cases, targets, strict=True)]
-    write = partial(_write_layout, finder=finder, num_labels=len(layout_labels), overwrite=overwrite)
+    write = partial(_write_layout, finder=finder, dataset_json=dataset_json, layout_labels=layout_labels,
+                    overwrite=overwrite)
     reports = list(progress(parallel_map(write, work, num_jobs), "layouts", total=len(work)))
     _declare(raw_folder, layout_labels)
-    write_json({"method": method, "cases": [asdict(report) for report in reports]}, raw_folder / REPORT_NAME)
+    description = {} if network is None else {"model": network.name, "weights_sha256": network.sha256}
+    write_json({"method": method, **description, "cases": [asdict(report) for report in reports]},
+               raw_folder / REPORT_NAME)
     return reports
-
-
-def find_images(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case id → its channels in order, for the `CASE_0000.ext` files of a folder."""
-    cases: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")) if folder.is_dir() else []:
-        if not file.name.startswith("."):
-            cases.setdefault(file.name[:-len("_0000") - len(ending)], []).append(file)
-    return cases
 
 
 def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
     return read_json(raw_folder / "dataset.json", "is nnUNet_raw set to the folder of your datasets?", "correct it")
 
 
-def _write_layout(case: tuple[str, Sequence[Path], Path], finder: Finder, num_labels: int,
-                  overwrite: bool) -> LayoutReport:
+def _write_layout(case: tuple[str, Sequence[Path], Path], finder: Finder, dataset_json: Mapping[str, Any],
+                  layout_labels: Mapping[str, int], overwrite: bool) -> LayoutReport:
     case_id, files, target = case
     if target.exists() and not overwrite:
-        return LayoutReport(case_id, "kept")
-    layout, properties, reader_writer = finder(case_id, files)
+        reader_writer = reader_writer_of(dataset_json, target)
+        layout, properties = read_segmentation(target, reader_writer)       # measured again: it may have been corrected
+        return summarise(case_id, "kept", Found(layout[0].astype(np.uint8), properties, reader_writer), layout_labels)
+    found = finder(case_id, files)
     with atomic_file(target) as temporary:
-        reader_writer.write_seg(layout, str(temporary), properties)
-    return summarise(case_id, layout, properties, num_labels)
+        found.reader_writer.write_seg(found.layout, str(temporary), found.properties)
+    return summarise(case_id, "written", found, layout_labels)
 
 
 def _check_declared(dataset_json: Mapping[str, Any], layout_labels: Mapping[str, int], are_kept: bool) -> None:
@@ -133,41 +148,110 @@ def _declare(raw_folder: Path, layout_labels: Mapping[str, int]) -> None:
     write_json({**dataset_json, "nnunet_synth": ours}, raw_folder / "dataset.json")
 
 
-def summarise(case_id: str, layout: np.ndarray, properties: Mapping[str, Any], num_labels: int = 2) -> LayoutReport:
-    """How much of each lung there is and whether that can be."""
-    spacing = properties["spacing"]
-    is_picture = "sitk_stuff" not in properties and "nibabel_stuff" not in properties or layout.shape[0] == 1
-    unit, factor = ("share", 1 / layout.size) if is_picture else ("l", float(np.prod(spacing)) / 1e6)
-    amounts = [float((layout == value).sum()) * factor for value in range(1, num_labels + 1)]
-    low, high = PLAUSIBLE_SHARE if is_picture else PLAUSIBLE_LITRES
-    total = sum(amounts)
-    doubts = []
-    if total == 0:
-        doubts.append("no lung found")
-    elif not low <= total <= high:
-        doubts.append(f"{'little' if total < low else 'much'} lung")
-    if num_labels == 2 and total > 0 and min(amounts) < SMALLER_LUNG * total:
-        doubts.append("one lung is missing or small")
-    return LayoutReport(case_id, "written", round(amounts[0], 4), round(amounts[1], 4) if num_labels > 1 else 0.0, unit,
-                        tuple(doubts))
+def summarise(case_id: str, status: str, found: Found,
+              layout_labels: Mapping[str, int] = LAYOUT_LABELS) -> LayoutReport:
+    """How much of each anatomy there is and, for lungs, whether that can be."""
+    layout = found.layout
+    is_volume = _has_geometry(found.properties) and layout.shape[0] > 1
+    factor = float(np.prod(found.properties["spacing"])) / 1e6 if is_volume else 1 / layout.size
+    amounts = {name: float((layout == value).sum()) * factor for name, value in layout_labels.items()}
+    doubts: list[str] = []
+    if not layout.any():
+        doubts.append("nothing found")
+    elif set(layout_labels) == set(LAYOUT_LABELS):      # of other anatomy, nothing is known here
+        doubts += _doubts_of_size(amounts, PLAUSIBLE_LITRES if is_volume else PLAUSIBLE_SHARE)
+        if is_volume:
+            doubts += _doubts_of_volume(found, layout_labels, "little lung" in doubts)
+    return LayoutReport(case_id, status, {name: round(amount, 4) for name, amount in amounts.items()},
+                        "l" if is_volume else "share", (*doubts, *found.doubts))
+
+
+def _doubts_of_size(amounts: Mapping[str, float], plausible: tuple[float, float]) -> Iterator[str]:
+    total = sum(amounts.values())
+    if total < plausible[0]:
+        yield "little lung"
+    if total > plausible[1]:
+        yield "much lung"
+    if min(amounts.values()) < SMALLER_LUNG * total:
+        yield "one lung is missing or small"
+
+
+def _doubts_of_volume(found: Found, layout_labels: Mapping[str, int], is_little: bool) -> Iterator[str]:
+    axes, _ = axes_of(found.properties)
+    layout = to_canonical(found.layout, axes)
+    areas = (layout > 0).sum(axis=(1, 2))
+    if is_little and max(areas[0], areas[-1]) > CUT_OFF * areas.max():
+        yield "the first or last slice cuts the lungs off"
+    left, right = (layout == layout_labels[name] for name in ("left_lung", "right_lung"))
+    if is_heart_on_the_right(left, right, found.properties["spacing"][canonical_order(axes)[2]]):
+        yield "the heart is on the right: are left and right swapped?"
+
+
+def _has_geometry(properties: Mapping[str, Any]) -> bool:
+    return "sitk_stuff" in properties or "nibabel_stuff" in properties
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Methods
 
 
-def find_by_threshold(case_id: str, files: Sequence[Path], dataset_json: Mapping[str, Any],
-                      orientation: str) -> tuple[np.ndarray, dict[str, Any], Any]:
-    """Left and right lung [z, y, x] uint8 of one case, with nnU-Net's properties and reader for writing it."""
+@dataclass(frozen=True)
+class Scan:
+    """The CT channel of a case.
+
+    Attributes:
+        image: [z, y, x] in HU, or gray values of an unknown window.
+        axes: see `body_axes.py`.
+        spacing: mm along each axis; None for pictures.
+    """
+
+    image: np.ndarray
+    axes: str
+    spacing: tuple[float, ...] | None
+    is_hu: bool
+    properties: dict[str, Any]
+    reader_writer: Any
+
+
+def _image_finder(dataset_json: Mapping[str, Any], orientation: str | None, network: LungNetwork | None) -> Finder:
+    orientation = orientation or dataset_json.get("nnunet_synth", {}).get("orientation", DISPLAY_AXES)
+    if network is None:
+        return partial(find_by_threshold, dataset_json=dataset_json, orientation=orientation)
+    return partial(find_by_network, dataset_json=dataset_json, orientation=orientation, network=network)
+
+
+def find_by_threshold(case_id: str, files: Sequence[Path], dataset_json: Mapping[str, Any], orientation: str) -> Found:
+    """Left and right lung of one case by classical image processing."""
+    scan = _read_scan(case_id, files, dataset_json, orientation)
+    return _judged(scan, find_lungs(scan.image, scan.spacing, scan.axes, scan.is_hu))
+
+
+def find_by_network(case_id: str, files: Sequence[Path], dataset_json: Mapping[str, Any], orientation: str,
+                    network: LungNetwork) -> Found:
+    """Left and right lung of one case by lungmask."""
+    scan = _read_scan(case_id, files, dataset_json, orientation)
+    hu = scan.image if scan.is_hu else np.stack([calibrate(picture) for picture in scan.image])
+    return _judged(scan, find_lungs_by_network(hu, scan.axes, network))
+
+
+def _read_scan(case_id: str, files: Sequence[Path], dataset_json: Mapping[str, Any], orientation: str) -> Scan:
     reader_writer = reader_writer_of(dataset_json, files[0])
     image, properties = read_image(files, reader_writer)
     channel = _ct_channel(dataset_json)
     if channel >= len(image):
         raise UserError(f"{files[0]}: case {case_id} has {len(image)} channel(s), dataset.json names more")
     image = image[channel]
-    is_hu = _is_hu(image, dataset_json, channel, files[0])
     axes, has_geometry = axes_of(properties, orientation)
-    return find_lungs(image, properties["spacing"] if has_geometry else None, axes, is_hu), properties, reader_writer
+    return Scan(image, axes, tuple(properties["spacing"]) if has_geometry else None,
+                _is_hu(image, dataset_json, channel, files[0]), properties, reader_writer)
+
+
+def _judged(scan: Scan, lungs: np.ndarray) -> Found:
+    doubts: tuple[str, ...] = ()
+    if scan.is_hu and scan.spacing is not None and len(scan.image) > 1 and \
+            is_spine_in_front(to_canonical(scan.image, scan.axes), to_canonical(lungs, scan.axes)):
+        doubts = ("the spine is in front: are front and back swapped?",)
+    return Found(lungs, scan.properties, scan.reader_writer, doubts)
 
 
 def _label_finder(raw_folder: Path, dataset_json: Mapping[str, Any], names: Sequence[str],
@@ -188,7 +272,7 @@ def _label_finder(raw_folder: Path, dataset_json: Mapping[str, Any], names: Sequ
 
 
 def find_by_labels(case_id: str, files: Sequence[Path], raw_folder: Path, dataset_json: Mapping[str, Any],
-                   anatomy: Sequence[int], lesions: Sequence[int]) -> tuple[np.ndarray, dict[str, Any], Any]:
+                   anatomy: Sequence[int], lesions: Sequence[int]) -> Found:
     """Layout 1, 2, … = the labels `anatomy` in order; a lesion's voxel belongs to the anatomy that is nearest (mm)."""
     from scipy.ndimage import distance_transform_edt
     reader_writer = reader_writer_of(dataset_json, files[0])
@@ -203,7 +287,7 @@ def find_by_labels(case_id: str, files: Sequence[Path], raw_folder: Path, datase
         nearest = distance_transform_edt(layout == 0, sampling=properties["spacing"], return_distances=False,
                                          return_indices=True)
         layout[lesion] = layout[tuple(nearest)][lesion]
-    return layout, properties, reader_writer
+    return Found(layout, properties, reader_writer)
 
 
 def reader_writer_of(dataset_json: Mapping[str, Any], file: Path) -> Any:
@@ -228,29 +312,7 @@ def _is_hu(image: np.ndarray, dataset_json: Mapping[str, Any], channel: int, fil
     if image.min() >= 0 and image.max() <= 255:
         return False
     raise UserError(f"{file} holds neither HU nor 8-bit gray values (values {image.min():g} to {image.max():g}): lungs "
-                    "cannot be found in it by thresholds")
-
-
-def axes_of(properties: Mapping[str, Any], orientation: str = DISPLAY_AXES) -> tuple[str, bool]:
-    """Axis codes of nnU-Net's array [z, y, x] (see `find_lungs`), and whether they come from the image's geometry."""
-    if "sitk_stuff" in properties:
-        direction = np.array(properties["sitk_stuff"]["direction"])
-        if direction.size == 9:
-            return _codes(direction.reshape(3, 3))[::-1], True
-        return f"S{orientation}", True
-    if "nibabel_stuff" in properties:
-        stuff = properties["nibabel_stuff"]
-        affine = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]))
-        return _codes(np.diag([-1, -1, 1]) @ affine[:3, :3])[::-1], True       # RAS → LPS
-    return f"S{orientation}", False
-
-
-def _codes(direction: np.ndarray) -> str:
-    """LPS direction columns → the nearest axis code of each image axis; each body axis is used once."""
-    from itertools import permutations
-    cosines = direction / np.linalg.norm(direction, axis=0)
-    best = max(permutations(range(3)), key=lambda body: sum(abs(cosines[body[axis], axis]) for axis in range(3)))
-    return "".join(("LPS" if cosines[body, axis] > 0 else "RAI")[body] for axis, body in enumerate(best))
+                    "cannot be found in it")
 
 
 def _normal(name: str) -> str:
@@ -262,10 +324,10 @@ def _normal(name: str) -> str:
 
 
 def write_masked_images(images: Path, masked: Path, dataset_json: Mapping[str, Any], orientation: str | None = None,
-                        num_jobs: int = 1) -> list[LayoutReport]:
+                        num_jobs: int = 1, network: LungNetwork | None = None) -> list[LayoutReport]:
     """Copy a folder of `CASE_0000.ext` with everything outside the lungs set to air: −1024 HU, or 0 in pictures.
 
-    Each copy keeps type and geometry. The lungs are found by threshold.
+    Each copy keeps type and geometry. The lungs are found by `network`, by threshold if there is none.
 
     Raises:
         UserError: no images; `masked` exists; an image that cannot be read.
@@ -274,31 +336,31 @@ def write_masked_images(images: Path, masked: Path, dataset_json: Mapping[str, A
     ending = dataset_json["file_ending"]
     if not images.is_dir():
         raise UserError(f"{images} is not a folder")
-    cases = find_images(images, ending)
+    cases = list_cases(images, ending)
     if not cases:
         raise UserError(f"{images} holds no images *_0000{ending}")
     if masked.exists():
         raise UserError(f"{masked} exists; choose another folder or remove it")
-    orientation = orientation or dataset_json.get("nnunet_synth", {}).get("orientation", DISPLAY_AXES)
+    # Found as SimpleITK sees the voxels, whatever reader the dataset uses, because SimpleITK writes the copy.
+    simple = {key: value for key, value in dataset_json.items() if key != "overwrite_image_reader_writer"}
     with atomic_folder(masked) as folder:
-        mask = partial(_write_masked, folder=folder, dataset_json=dataset_json, orientation=orientation)
+        mask = partial(_write_masked, folder=folder, dataset_json=simple,
+                       finder=_image_finder(simple, orientation, network))
         return list(progress(parallel_map(mask, list(cases.items()), num_jobs), "mask", total=len(cases)))
 
 
 def _write_masked(case: tuple[str, list[Path]], folder: Path, dataset_json: Mapping[str, Any],
-                  orientation: str) -> LayoutReport:
+                  finder: Finder) -> LayoutReport:
     import SimpleITK
     case_id, files = case
-    # Found as SimpleITK sees the voxels, whatever reader the dataset uses, because SimpleITK writes the copy.
-    simple = {key: value for key, value in dataset_json.items() if key != "overwrite_image_reader_writer"}
-    layout, properties, _ = find_by_threshold(case_id, files, simple, orientation)
-    names = simple.get("channel_names") or simple.get("modality", {})
+    found = finder(case_id, files)
+    names = dataset_json.get("channel_names") or dataset_json.get("modality", {})
     for channel, file in enumerate(files):
         source = SimpleITK.ReadImage(str(file))
         voxels = SimpleITK.GetArrayFromImage(source)
         is_ct = str(names.get(str(channel), "")).casefold() == "ct" or voxels.min() < -200
-        voxels[(layout == 0).reshape(voxels.shape)] = AIR_HU if is_ct else 0
+        voxels[(found.layout == 0).reshape(voxels.shape)] = AIR_HU if is_ct else 0
         copy = SimpleITK.GetImageFromArray(voxels)
         copy.CopyInformation(source)
         SimpleITK.WriteImage(copy, str(folder / file.name), useCompression=True)
-    return summarise(case_id, layout, properties)
+    return summarise(case_id, "written", found)

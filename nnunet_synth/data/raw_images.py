@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -22,6 +23,21 @@ from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+
+def list_cases(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Case id → its channels in order, by nnU-Net's rule `CASE_dddd<ending>`, sorted by id; {} if there is no folder.
+
+    Hidden files are left out: macOS puts a `._CASE_0000.nii.gz` beside each file that it copies.
+    """
+    if not folder.is_dir():
+        return {}
+    pattern = re.compile(r"(?P<case>[^.].*)_\d{4}" + re.escape(ending), re.DOTALL)
+    cases: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if match := pattern.fullmatch(file.name):
+            cases.setdefault(match["case"], []).append(file)
+    return dict(sorted(cases.items()))
 
 
 def read_image(files: Sequence[str | Path], reader_writer: BaseReaderWriter) -> tuple[np.ndarray, dict[str, Any]]:

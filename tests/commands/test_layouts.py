@@ -1,17 +1,13 @@
 import json
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_synth.cli import main
 from nnunet_synth.commands.convert import convert
 from nnunet_synth.commands.layouts import layouts
-from nnunet_synth.data.find_layouts import axes_of, summarise
 from nnunet_synth.data.phantom import write_phantom_dataset
 from nnunet_synth.errors import UserError
 from tests.conftest import set_folders
@@ -47,7 +43,7 @@ def dice(a, b):
 def test_pictures_get_layouts_of_their_own_shape_with_the_left_lung_below(pictures, capsys):
     before = json.loads((pictures / "dataset.json").read_text())
     assert main(["layouts", "520", "--method", "threshold"]) == 0
-    assert "lung share of the slice, left" in capsys.readouterr().out
+    assert "left_lung, share of the slice: median" in capsys.readouterr().out
     assert len(list((pictures / "layoutsTr").iterdir())) == NUM_LABELLED
     assert len(list((pictures / "layoutsUl").iterdir())) == sum(SLICES_OF.values())
     for index in range(NUM_LABELLED):
@@ -70,7 +66,7 @@ def test_pictures_get_layouts_of_their_own_shape_with_the_left_lung_below(pictur
 def test_volumes_keep_their_geometry_and_are_measured_in_litres(volumes, capsys):
     truth = {file.name: read(file) for file in (volumes / "layoutsTr").iterdir()}
     layouts(501, "threshold", overwrite=True, jobs=2)
-    assert "litres, right" in capsys.readouterr().out
+    assert "right_lung, litres: median" in capsys.readouterr().out
     report = {case["id"]: case for case in json.loads((volumes / "layouts_report.json").read_text())["cases"]}
     for name, expected in truth.items():
         file = volumes / "layoutsTr" / name
@@ -81,7 +77,9 @@ def test_volumes_keep_their_geometry_and_are_measured_in_litres(volumes, capsys)
         assert dice(read(file) == 1, expected == 1) > 0.9 and dice(read(file) == 2, expected == 2) > 0.9
         voxel = np.prod(image.GetSpacing()) / 1e6
         case = report[name.removesuffix(".nii.gz")]
-        assert case["left"] == pytest.approx((read(file) == 1).sum() * voxel, abs=1e-3) and case["unit"] == "l"
+        for side, value in (("left_lung", 1), ("right_lung", 2)):
+            assert case["amounts"][side] == pytest.approx((read(file) == value).sum() * voxel, abs=1e-3)
+        assert case["unit"] == "l"
 
 
 def test_existing_layouts_are_kept_unless_overwritten(volumes, capsys):
@@ -93,6 +91,9 @@ def test_existing_layouts_are_kept_unless_overwritten(volumes, capsys):
     file.unlink()                                                       # an interrupted run goes on
     layouts(501)
     assert file.exists() and "1 case(s) done, 2 kept" in capsys.readouterr().out
+    report = json.loads((volumes / "layouts_report.json").read_text())["cases"]
+    assert sorted(case["status"] for case in report) == ["kept", "kept", "written"]
+    assert all(min(case["amounts"].values()) > 0.2 for case in report)  # those that were kept are measured, too
     layouts(501, overwrite=True)
     assert any(path.read_bytes() != content for path, content in before.items())
 
@@ -158,49 +159,36 @@ def test_masked_pictures_are_black_outside_and_need_no_dataset(pictures, tmp_pat
         np.testing.assert_array_equal(after, read(tmp_path / "out2" / file.name))
 
 
-# -- geometry ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
-@pytest.mark.parametrize("flips", list(product((1, -1), repeat=3)))
-def test_axes_follow_the_patient_for_every_reader(tmp_path, reader, flips):
-    """A bright voxel at the patient's left, posterior, superior end must lie at the end that the axes name."""
-    array = np.zeros((3, 4, 5), np.int16)
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetDirection(np.diag(flips).astype(float).ravel().tolist())
-    corner = [size - 1 if flip > 0 else 0 for size, flip in zip(image.GetSize(), flips, strict=True)]
-    image[corner] = 1000
-    SimpleITK.WriteImage(image, str(tmp_path / "a.nii.gz"))
-    voxels, properties = reader().read_images([str(tmp_path / "a.nii.gz")])
-    axes, has_geometry = axes_of(properties)
-    assert has_geometry and [code in pair for code, pair in zip(axes, ("SI", "PA", "LR"), strict=True)] == [True] * 3
-    position = np.argwhere(voxels[0] == 1000)[0]
-    for code, index, size in zip(axes, position, voxels[0].shape, strict=True):
-        assert index == (size - 1 if code in "LPS" else 0)
-
-
-def test_oblique_and_permuted_axes():
-    angle = 0.5
-    oblique = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    assert axes_of({"sitk_stuff": {"direction": oblique.ravel()}})[0] == "SPL"
-    sagittal = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]])                # x → posterior, y → inferior, z → left
-    assert axes_of({"sitk_stuff": {"direction": sagittal.ravel()}})[0] == "LIP"
-    assert axes_of({"spacing": (999, 1, 1)}, "LP") == ("SLP", False)
-
-
 # -- plausibility and mistakes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("left, right, doubt", [
-    (2.0, 2.4, ""), (0.0, 0.0, "no lung found"), (0.2, 0.3, "little lung"), (6.0, 6.0, "much lung"),
-    (0.1, 2.5, "one lung is missing or small"),
-])
-def test_implausible_volumes_are_flagged(left, right, doubt):
-    layout = np.zeros((130, 10, 10), np.uint8)
-    layout.flat[:round(1000 * left)], layout.flat[-round(1000 * right) or 13000:] = 1, 2       # 1000 voxels = 1 litre
-    report = summarise("a", layout, {"spacing": (10, 10, 10), "sitk_stuff": {}})
-    assert (report.left, report.right, report.unit) == (left, right, "l")
-    assert report.doubts == ((doubt,) if doubt else ())
+def test_a_mirrored_header_is_flagged_and_nothing_is_swapped(volumes, capsys):
+    """The image says that its columns grow to the right; the anatomy says left."""
+    file = sorted((volumes / "imagesTr").iterdir())[0]
+    image = SimpleITK.ReadImage(str(file))
+    expected = read(volumes / "layoutsTr" / file.name.replace("_0000", ""))
+    image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    SimpleITK.WriteImage(image, str(file))
+    (volumes / "layoutsTr" / file.name.replace("_0000", "")).unlink()
+    layouts(501)
+    case_id = file.name.removesuffix("_0000.nii.gz")
+    assert f"look at {case_id}: the heart is on the right" in capsys.readouterr().out
+    found = read(volumes / "layoutsTr" / f"{case_id}.nii.gz")
+    assert dice(found == 2, expected == 1) > 0.9                        # as the geometry says
+    report = {case["id"]: case for case in json.loads((volumes / "layouts_report.json").read_text())["cases"]}
+    assert "swapped" in report[case_id]["doubts"][0]
+    assert not any("swapped" in doubt for case in report.values() if case["id"] != case_id for doubt in case["doubts"])
+
+
+def test_a_patient_turned_against_the_header_is_flagged(volumes):
+    file = sorted((volumes / "imagesTr").iterdir())[0]
+    image = SimpleITK.ReadImage(str(file))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    SimpleITK.WriteImage(image, str(file))
+    layouts(501, overwrite=True)
+    report = {case["id"]: case for case in json.loads((volumes / "layouts_report.json").read_text())["cases"]}
+    doubts = report[file.name.removesuffix("_0000.nii.gz")]["doubts"]
+    assert any("spine is in front" in doubt for doubt in doubts)
 
 
 def test_a_corrupt_image_is_one_line(volumes, capsys):
@@ -229,6 +217,7 @@ def test_values_that_are_neither_hu_nor_8_bit_are_refused(volumes):
     (dict(method="magic"), "unknown method"), (dict(jobs=0), "--jobs 0"), (dict(images="x"), "belong together"),
     (dict(orientation="LR"), "one of L R and one of A P"), (dict(method="labels"), "no label 'left_lung'"),
     (dict(images="/nowhere", masked="out"), "not a folder"),
+    (dict(images="x", masked="out", method="labels"), "has no labels"),
 ])
 def test_bad_arguments(pictures, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -237,9 +226,15 @@ def test_bad_arguments(pictures, options, message, tmp_path, monkeypatch):
     assert not (pictures / "layoutsTr").exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("options", [{"model": "R231"}, {"weights": "x"}, {"device": "cpu"}, {"batch_size": 2}])
+def test_options_of_lungmask_are_not_swallowed_by_other_methods(pictures, options):
+    with pytest.raises(UserError, match="options of --method lungmask"):
+        layouts(520, **options)
+
+
 def test_an_unknown_method_is_refused_by_the_command_line(pictures, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["layouts", "520", "--method", "lungmask"])
+        main(["layouts", "520", "--method", "magic"])
     assert "invalid choice" in capsys.readouterr().err
 
 

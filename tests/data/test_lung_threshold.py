@@ -6,6 +6,7 @@ from numpy.random import SeedSequence
 
 from nnunet_synth.data.lung_threshold import LungThresholds, calibrate, find_lungs
 from nnunet_synth.data.phantom import PhantomSettings, draw_case
+from tests.makers.chest_around import chest_around
 from tests.makers.covid_semiseg import draw_slice
 
 LEFT, RIGHT = 1, 2
@@ -131,10 +132,112 @@ def test_no_lung_is_no_error(image):
     assert not find_lungs(image, SPACING, "SPL").any()
 
 
-@pytest.mark.parametrize("axes", ["SPX", "SP", "SSL", "SAP", "SPLL"])
-def test_axes_must_be_three_directions(axes):
-    with pytest.raises(ValueError, match="axes"):
-        find_lungs(np.zeros((2, 4, 4)), (1, 1, 1), axes)
+# -- disease -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [LEFT, RIGHT])
+def test_a_lung_without_air_is_missing_and_does_not_move_the_other(side):
+    case = draw_case(SeedSequence([2, 0, 0]), PhantomSettings(96, 12), has_lesions=False)
+    white = np.where(case.layout == side, 30, case.image)
+    found = find_lungs(white, case.spacing, "SPL")
+    other = LEFT + RIGHT - side
+    assert dice(found == other, case.layout == other) > 0.94
+    assert (found == side).sum() < 0.02 * (found == other).sum()
+
+
+@pytest.mark.parametrize("side", [LEFT, RIGHT])
+def test_pleural_fluid_is_no_lung_and_the_rest_of_the_lung_is(chest, side):
+    """A level of fluid fills the lowest third of one side of a patient who lies on the back, up to 45 mm deep."""
+    fluid = LUNGS[side] & (np.arange(SHAPE[1]) > 82)[:, None]
+    chest[fluid] = 10 + np.random.default_rng(1).normal(0, 20, fluid.sum())
+    found = find_lungs(chest, SPACING, "SPL")
+    assert dice(found == side, LUNGS[side] & ~fluid) > 0.93
+    other = LEFT + RIGHT - side
+    assert dice(found == other, LUNGS[other]) > 0.97
+
+
+@pytest.mark.parametrize("sides", [(LEFT,), (LEFT, RIGHT)])
+def test_emphysema_as_dark_as_gas_is_lung(chest, sides):
+    heart = ellipsoid(-20, -30, 35, 45, 40, 40)                         # a small left lung
+    chest[heart] = 40
+    for side in sides:
+        chest[LUNGS[side] & ~heart] -= 110                              # to -960 HU
+    found = find_lungs(chest, SPACING, "SPL")
+    for side, lung in LUNGS.items():
+        assert dice(found == side, lung & ~heart) > 0.96
+
+
+def test_gas_in_the_stomach_that_touches_the_lung_above_it_is_no_lung(chest):
+    below = np.zeros(SHAPE, bool)
+    below[:8] = True
+    chest[below & LUNGS[LEFT]] = 40                                     # the abdomen ends where the left lung begins
+    gas = ellipsoid(-40, -5, 72, 25, 30, 35) & below
+    chest[gas] = -1000
+    lung = LUNGS[LEFT] & ~below
+    assert (gas[7] & lung[8]).sum() > 300
+    found = find_lungs(chest, SPACING, "SPL")
+    assert (found[gas] > 0).mean() < 0.02
+    assert dice(found == LEFT, lung) > 0.97
+
+
+# -- what surrounds the patient ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_prone", [False, True])
+def test_the_table_s_foam_is_no_lung_behind_or_in_front(chest, is_prone):
+    rows = slice(0, 15) if is_prone else slice(113, 128)
+    chest[:, rows] = -150                                               # shell
+    chest[:, rows][:, 2:-2, 2:-2] = -880
+    found = find_lungs(chest, SPACING, "SPL")
+    assert not found[:, rows].any()
+    for side, lung in LUNGS.items():
+        assert dice(found == side, lung) > 0.97
+
+
+def test_arms_beside_the_chest_and_the_air_between_are_no_lung(chest):
+    expected = find_lungs(chest, SPACING, "SPL")
+    for x in (-152, 152):
+        arm = ellipsoid(0, -5, x, 1e6, 60, 30) & (chest < -500) & ~LUNGS[LEFT] & ~LUNGS[RIGHT]
+        chest[arm] = 40
+        chest[ellipsoid(0, -5, x, 1e6, 12, 12)] = 700                   # its bone
+        chest[ellipsoid(0, 30, 0.93 * x, 1e6, 9, 7)] = -1000            # trapped in the armpit
+    found = find_lungs(chest, SPACING, "SPL")
+    assert dice(found > 0, expected > 0) > 0.99
+    for side in (LEFT, RIGHT):
+        assert dice(found == side, expected == side) > 0.99
+
+
+@pytest.mark.parametrize("padding", [-1024, -2000, -3024])
+def test_lungs_cut_by_a_narrow_reconstructed_circle_are_found(padding):
+    case = draw_case(SeedSequence([2, 0, 0]), PhantomSettings(128, 8), has_lesions=False)
+    y, x = (np.arange(128) - 63.5) * case.spacing[1], (np.arange(128) - 63.5) * case.spacing[2]
+    circle = y[:, None] ** 2 + x ** 2 < 119 ** 2                        # the chest wall of both sides is missing
+    is_open = (case.layout > 0) & ~circle
+    assert all(is_open[case.layout == side].any() for side in (LEFT, RIGHT))
+    image = np.where(circle, case.image, padding)
+    found = find_lungs(image, case.spacing, "SPL")
+    for side in (LEFT, RIGHT):
+        assert dice(found == side, (case.layout == side) & circle) > 0.92
+    assert found[:, ~circle].mean() < 0.01
+
+
+@pytest.mark.parametrize("slices", [slice(0, 8), slice(4, 8), slice(8, 16), slice(7, 8)])
+def test_scans_that_end_within_the_lungs_give_the_lungs_they_show(slices):
+    case = draw_case(SeedSequence([3, 0, 0]), PhantomSettings(96, 16), has_lesions=False)
+    found = find_lungs(case.image[slices], case.spacing, "SPL")
+    for side in (LEFT, RIGHT):
+        assert dice(found == side, case.layout[slices] == side) > 0.92
+
+
+def test_a_child_is_measured_by_a_smaller_rule(chest):
+    """The same chest a third as wide: its windpipe, walls and gaps are a third, too."""
+    windpipe = ellipsoid(60, 20, 0, 60, 9, 9)
+    chest[windpipe] = -1000
+    small = tuple(step / 3 for step in SPACING)
+    expected = find_lungs(chest, SPACING, "SPL")
+    found = find_lungs(chest, small, "SPL")
+    assert dice(found > 0, expected > 0) > 0.98
+    assert found[windpipe].mean() < 0.05
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -203,3 +306,25 @@ def test_infection_lies_in_the_lungs_found_in_real_slices(shared_data):
         assert 0.1 < (found > 0).mean() < 0.85
     # All 50: mean 0.93, median 0.99; the worst is a lung that is white throughout.
     assert np.mean(shares) > 0.9 and np.median(shares) > 0.97
+
+
+LUNG_MASKS = "0004 0026 0033 0064 0075 0082 0089 0091 0108 0143".split()
+SMALL_CHILDREN = {"0004": 0.89, "0108": 0.96}       # chests 90 to 110 mm wide, whose pseudo-masks mix left and right
+
+
+@pytest.mark.parametrize("number", LUNG_MASKS)
+def test_lungs_of_real_shape(shared_data, number):
+    """CT drawn around the pseudo-masks of COVID-19-20, in whose geometry (LPS) 1 is the left lung."""
+    import SimpleITK
+    mask = SimpleITK.ReadImage(str(shared_data / "covid19_20_lungs" / f"volume-covid19-A-{number}.nii.gz"))
+    lungs = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(mask, "LPS"))[:, 2::4, 2::4]
+    x, y, z = mask.GetSpacing()
+    spacing = (z, 4 * y, 4 * x)
+    found = find_lungs(chest_around(lungs, spacing, is_prone=number > "0080"), spacing, "SPL")
+    if number in SMALL_CHILDREN:
+        assert dice(found > 0, lungs > 0) > SMALL_CHILDREN[number]
+        return
+    # Measured: both 0.98 to 0.99; one of them down to 0.96 (0075: the masks part the lungs elsewhere).
+    assert dice(found > 0, lungs > 0) > 0.975
+    for side in (LEFT, RIGHT):
+        assert dice(found == side, lungs == side) > 0.955

@@ -7,8 +7,27 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage.io import imsave
 
-from nnunet_synth.data.raw_images import check_raw_image, read_image, read_segmentation
+from nnunet_synth.data.raw_images import check_raw_image, list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
+
+
+def test_cases_are_listed_by_nnunets_rule(tmp_path):
+    from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
+    names = ["b_0001.nii.gz", "b_0000.nii.gz", "a_1_0000.nii.gz", "a_10_0000.nii.gz", "a_0000_0000.nii.gz",
+             "ä b_0000.nii.gz"]
+    for name in names:
+        (tmp_path / name).touch()
+    cases = list_cases(tmp_path, ".nii.gz")
+    identifiers = get_identifiers_from_splitted_dataset_folder(str(tmp_path), ".nii.gz").tolist()
+    assert list(cases) == identifiers
+    for case, files in cases.items():
+        assert [str(file) for file in files] == create_paths_fn(str(tmp_path), sorted(names), ".nii.gz", case)
+
+
+def test_what_is_no_case_is_not_listed(tmp_path):
+    for name in ("._a_0000.nii.gz", "a_000x.nii.gz", "a_0000.nii", "a_0000_nii_gz", "_0000.nii.gz", "a.nii.gz"):
+        (tmp_path / name).touch()
+    assert list_cases(tmp_path, ".nii.gz") == {} and list_cases(tmp_path / "missing", ".nii.gz") == {}
 
 
 @pytest.fixture
