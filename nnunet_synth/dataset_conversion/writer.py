@@ -39,6 +39,7 @@ from nnunet_synth.progress import progress
 if TYPE_CHECKING:
     import SimpleITK
 
+_NIFTI_HEADER = 352             # bytes before the voxels, as ITK writes them
 _GEOMETRY_TOLERANCE = 1e-3      # mm, and for direction cosines: headers are often rounded
 
 MakeSplits = Callable[[Sequence[CaseReport]], list[dict[str, Any]]]
@@ -275,11 +276,27 @@ def _write_image(image: SimpleITK.Image, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     try:
         SimpleITK.WriteImage(image, str(path), useCompression=True)
-        check_file(path)                            # ITK's NIfTI writer does not notice that the disk is full
+        if path.suffix == ".gz":
+            _check_length(image, path)
+        else:
+            check_file(path)
     except (RuntimeError, UserError) as error:
         free = shutil.disk_usage(path.parent).free // 2**20
         raise UserError(f"{path} cannot be written, {free} MB are free there: make room and convert again "
                         f"({str(error).strip().splitlines()[-1]})") from error
+
+
+def _check_length(image: SimpleITK.Image, path: Path) -> None:
+    """Raise UserError for a `.nii.gz` without its end: ITK's NIfTI writer does not notice that the disk is full.
+
+    The last four bytes of gzip are the length of the content (RFC 1952), and are something else in the middle of it.
+    """
+    expected = _NIFTI_HEADER + image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    with open(path, "rb") as written:
+        written.seek(max(0, path.stat().st_size - 4))
+        length = int.from_bytes(written.read(), "little")
+    if length != expected % 2**32:
+        raise UserError(f"{path} is not complete")
 
 
 def _as_integers(image: SimpleITK.Image) -> SimpleITK.Image:

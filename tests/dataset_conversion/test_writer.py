@@ -139,9 +139,17 @@ def test_a_crash_before_any_case_is_finished_leaves_nothing(tmp_path):
     assert not list((tmp_path / "raw").iterdir())
 
 
-def test_a_full_disk_is_noticed_even_where_itk_does_not(tmp_path, monkeypatch):
-    # On a full disk ITK's NIfTI writer prints to stderr, leaves an empty file and reports success.
-    monkeypatch.setattr(SimpleITK, "WriteImage", lambda image, path, **options: Path(path).write_bytes(b""))
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_full_disk_is_noticed_even_where_itk_does_not(tmp_path, monkeypatch, share):
+    """ITK's NIfTI writer prints to stderr, leaves an empty file or the beginning of one, and reports success."""
+    write = SimpleITK.WriteImage
+
+    def write_a_part(image: SimpleITK.Image, path: str, **options: object) -> None:
+        write(image, path, **options)
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content[:int(share * len(content))])
+
+    monkeypatch.setattr(SimpleITK, "WriteImage", write_a_part)
     with pytest.raises(UserError, match="cannot be written.*MB are free"):
         write_dataset([case(tmp_path, "a")], DESCRIPTION, tmp_path / "raw" / "Dataset007_Toy")
     assert not list((tmp_path / "raw").iterdir())
