@@ -132,6 +132,53 @@ def test_labels_become_layouts_and_lesions_go_to_the_nearest_lung(raw):
     np.testing.assert_array_equal(read(folder / "layoutsTr" / "a.nii.gz") > 0, (label == 1) | (label == 2))
 
 
+# -- lungmask ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def air_by_side(tmp_path, monkeypatch) -> Path:
+    """Weights of lungmask's architecture whose network is replaced by: air in the right half of the body is class 1."""
+    pytest.importorskip("lungmask")
+    import torch
+    from lungmask.resunet import UNet
+    torch.save(UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True).state_dict(),
+               tmp_path / "weights.pth")
+
+    def forward(self, x):
+        side = torch.where(torch.arange(256) < 128, 1, 2)
+        middle = (torch.arange(256)[:, None] - 128).abs() < 80
+        is_air = (x[:, 0] < 0.35) & middle
+        return torch.nn.functional.one_hot(is_air * side, 3).permute(0, 3, 1, 2).float()
+    monkeypatch.setattr(UNet, "forward", forward)
+    return tmp_path / "weights.pth"
+
+
+def test_lungmask_writes_layouts_with_the_left_lung_as_one(volumes, air_by_side, capsys):
+    truth = {file.name: read(file) for file in (volumes / "layoutsTr").iterdir()}
+    argv = ["layouts", "501", "--method", "lungmask", "--weights", str(air_by_side), "--device", "cpu", "--overwrite"]
+    assert main(argv) == 0
+    assert "left_lung, litres: median" in capsys.readouterr().out
+    for name, expected in truth.items():
+        found = read(volumes / "layoutsTr" / name)
+        for side in (1, 2):
+            assert dice(found == side, expected == side) > 0.7
+            assert (found[expected == side] == 3 - side).mean() < 0.05
+    report = json.loads((volumes / "layouts_report.json").read_text())
+    assert report["method"] == "lungmask" and report["model"] == "weights.pth" and len(report["weights_sha256"]) == 1
+
+
+def test_lungmask_masks_copies_and_looks_at_pictures(pictures, volumes, air_by_side, tmp_path):
+    options = dict(method="lungmask", weights=air_by_side, device="cpu")
+    layouts(520, **options)
+    report = json.loads((pictures / "layouts_report.json").read_text())
+    assert len(report["cases"]) == NUM_LABELLED + sum(SLICES_OF.values())
+    assert np.median([sum(case["amounts"].values()) for case in report["cases"]]) > 0.1
+    layouts(501, images=volumes / "imagesTs", masked=tmp_path / "out", **options)
+    layouts(501, images=volumes / "imagesTs", masked=tmp_path / "threshold")
+    for file in (tmp_path / "out").iterdir():
+        assert dice(read(file) > -1024, read(tmp_path / "threshold" / file.name) > -1024) > 0.7
+
+
 # -- masked copies -----------------------------------------------------------------------------------------------------
 
 
