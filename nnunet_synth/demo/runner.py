@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import queue
 import shutil
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_synth.atomic import write_json
 from nnunet_synth.errors import UserError
+from nnunet_synth.process import LoggedProcess
 
 SECONDS_BETWEEN_LINES = 20.0        # of a running command's output, where there is no terminal
 
@@ -78,66 +75,25 @@ class Runner:
 
     def _execute(self, command: tuple[str, ...], step: Step) -> None:
         log = self.folder / "logs" / f"{self._number:02d}_{command[0]}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        process = subprocess.Popen([*_executable(command[0]), *command[1:]], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-                                   env={**os.environ, **self.environment, **dict(step.environment)})
-        last = ""
+        process = LoggedProcess(command, log, {**self.environment, **dict(step.environment)})
         try:
-            with open(log, "a", encoding="utf-8", buffering=1) as file:
-                for line in _watched(process.stdout):
-                    file.write(line)
-                    last = line.strip() or last
+            status = _watched(process)
         finally:
-            if process.poll() is None and sys.exc_info()[0] is not None:
-                process.terminate()
-            process.wait()
-        if process.returncode:
-            raise UserError(f"{step.title}: the command failed with exit status {process.returncode} ({last[:200]}); "
-                            f"all it said is in {log}; run the same demo again to continue from here")
+            process.stop()
+        if status:
+            raise UserError(f"{step.title}: the command failed with exit status {status} "
+                            f"({process.last_line()[:200]}); all it said is in {log}; run the same demo again to "
+                            "continue from here")
 
 
-def _executable(name: str) -> list[str]:
-    """How to start a console script of this Python environment, whether or not it is on the PATH."""
-    if name == "nnunet_synth":
-        return [sys.executable, "-m", "nnunet_synth"]
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside or shutil.which(name)
-    if found is None:
-        raise UserError(f"the command {name} was not found beside {sys.executable}: install nnunetv2 there")
-    return [found]
-
-
-def _watched(output: Iterator[str]) -> Iterator[str]:
-    """Pass the lines on, and show the latest and the time: in place on a terminal, elsewhere now and then."""
+def _watched(process: LoggedProcess) -> int:
+    """Wait for the end, and show the latest line and the time: in place on a terminal, elsewhere now and then."""
     is_terminal = sys.stdout.isatty()
     interval = 1.0 if is_terminal else SECONDS_BETWEEN_LINES
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_forward, args=(output, lines), daemon=True).start()
-
-    start = last = time.monotonic()
-    text = ""
-    while True:
-        try:
-            line = lines.get(timeout=1.0)   # a training is silent for minutes; the time goes on
-        except queue.Empty:
-            line = ""
-        if line is None:
-            break
-        text = line.strip() or text
-        now = time.monotonic()
-        if text and now - last >= interval:
-            last = now
-            message = f"    {now - start:4.0f} s: {text[:shutil.get_terminal_size().columns - 16]}"
+    while (status := process.wait(interval)) is None:
+        if text := process.last_line():
+            message = f"    {process.seconds:4.0f} s: {text[:shutil.get_terminal_size().columns - 16]}"
             print(f"\r\x1b[K{message}" if is_terminal else message, end="" if is_terminal else "\n", flush=True)
-        if line:
-            yield line
     if is_terminal:
         print("\r\x1b[K", end="", flush=True)
-
-
-def _forward(output: Iterator[str], lines: queue.SimpleQueue[str | None]) -> None:
-    """Put every line into the queue as it comes, then None."""
-    for line in output:
-        lines.put(line)
-    lines.put(None)
+    return status

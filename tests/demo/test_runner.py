@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nnunet_synth.demo import runner as runner_module
+from nnunet_synth import process as process_module
 from nnunet_synth.demo.runner import Runner, Step
 from nnunet_synth.errors import UserError
 
@@ -13,7 +13,7 @@ from nnunet_synth.errors import UserError
 @pytest.fixture
 def python(monkeypatch):
     """`python` as the one command that is known."""
-    monkeypatch.setattr(runner_module, "_executable", lambda name: [sys.executable])
+    monkeypatch.setattr(process_module, "executable", lambda name: [sys.executable])
 
 
 def count(folder):
@@ -64,7 +64,7 @@ def test_what_continues_an_interrupted_run_is_passed_but_not_remembered(tmp_path
 
 
 def test_commands_of_this_environment():
-    assert runner_module._executable("nnunet_synth") == [sys.executable, "-m", "nnunet_synth"]
-    assert runner_module._executable("nnUNetv2_train")[0].endswith("nnUNetv2_train")
+    assert process_module.executable("nnunet_synth") == [sys.executable, "-m", "nnunet_synth"]
+    assert process_module.executable("nnUNetv2_train")[0].endswith("nnUNetv2_train")
     with pytest.raises(UserError, match="nnUNetv2_dream"):
-        runner_module._executable("nnUNetv2_dream")
+        process_module.executable("nnUNetv2_dream")
