@@ -69,7 +69,13 @@ class TrainerConfig:
         synthetic_accept_threshold: lowest probability of being real of a synthetic image that is used; None = all are.
         pseudo_weight, synthetic_weight: λ of SA-CPS Eq. 14 and μ of SA-ST Eq. 18.
         confidence_threshold: τ of Eq. 9, for region-based labels (softmax labels use the argmax).
-        ramp_up_epochs: epochs of sigmoid ramp-up of both weights; 0 = none (the paper).
+        ramp_up_epochs: epochs of sigmoid ramp-up of the weights of all unlabelled terms; 0 = none, None = as in the
+            trainer's paper (SA-CPS, SA-ST: none).
+        consistency_weight: of the consistency term of a competitor; None = as in its paper.
+        ema_decay: α of the averaged teacher (mean teacher, UA-MT).
+        input_noise: standard deviation, in normalised intensities, of the noise on a teacher's input, cut off at two.
+        uncertainty_passes: T, stochastic passes of the teacher that tell its uncertainty (UA-MT).
+        teacher_dropout: rate of dropout in these passes.
         batch_size: labelled samples a step; None = the plan's.
         unlabelled_batch_size: None = as many as labelled ones (the paper).
         pool_slices: draw unlabelled slices that hold some layout, or all.
@@ -98,7 +104,13 @@ class TrainerConfig:
     pseudo_weight: float = _number(0.5, WEIGHT)
     synthetic_weight: float = _number(0.5, WEIGHT)
     confidence_threshold: float = _number(0.5, PROBABILITY)
-    ramp_up_epochs: int = _number(0, COUNT_OR_NONE_AT_ALL)
+    ramp_up_epochs: int | None = _number(None, COUNT_OR_NONE_AT_ALL)
+
+    consistency_weight: float | None = _number(None, WEIGHT)
+    ema_decay: float = _number(0.99, Bounds(low=0, high=1, open_high=True))
+    input_noise: float = _number(0.1, WEIGHT)
+    uncertainty_passes: int = _number(8, COUNT)
+    teacher_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
 
     batch_size: int | None = _number(None, COUNT)
     unlabelled_batch_size: int | None = _number(None, COUNT)

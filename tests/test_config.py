@@ -17,8 +17,10 @@ def test_defaults_are_the_papers_and_leave_the_schedule_to_nnunet():
     assert (config.pseudo_weight, config.synthetic_weight, config.confidence_threshold) == (0.5, 0.5, 0.5)
     assert (config.style_source, config.style_average) == ("pool_positive", "present_only")
     assert (config.pool_slices, config.augment_synthetic, config.label_source) == ("layout", "intensity", "pseudo")
-    assert (config.ramp_up_epochs, config.num_rounds, config.mask_outside_layout) == (0, 1, False)
+    assert (config.ramp_up_epochs, config.num_rounds, config.mask_outside_layout) == (None, 1, False)
     assert config.momentum == 0.99      # nnU-Net's, though not an attribute there
+    assert (config.ema_decay, config.uncertainty_passes, config.teacher_dropout) == (0.99, 8, 0.5)      # UA-MT
+    assert config.consistency_weight is None        # of each competitor, its paper's
     assert config.trainer_attributes() == {}
     assert [config.batch_size, config.unlabelled_batch_size, config.teacher, config.seed, config.synthesizer_from,
             config.synthetic_accept_threshold, config.epochs_over_unlabelled] == [None] * 7
@@ -76,6 +78,11 @@ def test_the_paper_preset():
     ({"augment_synthetic": "spatial"}, "augment_synthetic must be one of intensity, none"),
     ({"label_source": "heads"}, "label_source must be one of pseudo, head"),
     ({"pool_slices": "lung"}, "pool_slices must be one of layout, all"),
+    ({"ema_decay": 1}, "ema_decay must be at least 0 and below 1"),
+    ({"input_noise": -0.1}, "input_noise must be at least 0"),
+    ({"uncertainty_passes": 0}, "uncertainty_passes must be at least 1"),
+    ({"teacher_dropout": 1.0}, "teacher_dropout must be at least 0 and below 1"),
+    ({"consistency_weight": -1}, "consistency_weight must be at least 0"),
     ({"momentum": 1}, "momentum must be at least 0 and below 1"),
     ({"initial_lr": 0}, "initial_lr must be above 0"),
     ({"oversample_foreground_percent": 33}, "oversample_foreground_percent must be at least 0 and at most 1"),

@@ -30,6 +30,12 @@ class PseudoLabels:
     region_order: Sequence[int] | None = None
     has_ignore_channel: bool = False
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B, heads, …] logits → probabilities of the exclusive classes, or of each region; not in half precision."""
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        return logits.softmax(1) if self.regions is None else logits.sigmoid()
+
     def from_logits(self, logits: Tensor) -> Tensor:
         """Eq. 9: y = 1(p ≥ τ) from [B, heads, …] logits; detached."""
         logits = logits.detach().float()

@@ -1,8 +1,10 @@
 """Trainers for `nnUNetv2_train … -tr NAME`: thin subclasses of nnU-Net's own."""
 
 from nnunet_synth.trainers.cross_pseudo import CPSTrainer, SACPSTrainer
+from nnunet_synth.trainers.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_synth.trainers.self_training import SASTTrainer, STTrainer
 from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
 from nnunet_synth.trainers.supervised import SupervisedTrainer
 
-__all__ = ["CPSTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer", "SupervisedTrainer"]
+__all__ = ["CPSTrainer", "MeanTeacherTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer",
+           "SupervisedTrainer", "UAMTTrainer"]

@@ -25,6 +25,9 @@ from nnunet_synth.trainers.synthesis import UnlabelledBatch
 class SemiSupervisedTrainer(ConfiguredTrainer):
     """nnU-Net with a second, unlabelled stream of samples; subclasses say in `train_step` what it is for."""
 
+    CONSISTENCY_WEIGHT = 1.0        # of the paper's consistency term
+    RAMP_UP = 0.0                   # share of the training over which the paper lets the unlabelled weights grow
+
     _last_sample: PreviewSample | None = None
 
     # -- setting up --------------------------------------------------------------------------------------------------
@@ -116,8 +119,15 @@ class SemiSupervisedTrainer(ConfiguredTrainer):
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
     def ramp(self) -> float:
-        """Sigmoid ramp-up of the unlabelled weights over `ramp_up_epochs`; 1 when it is 0, as in the paper."""
-        return sigmoid_ramp_up(self.current_epoch % self.epochs_per_round, self.settings.ramp_up_epochs)
+        """Sigmoid ramp-up of the unlabelled weights, over `ramp_up_epochs` or as long as in the paper."""
+        chosen = self.settings.ramp_up_epochs
+        num_epochs = self.RAMP_UP * self.epochs_per_round if chosen is None else chosen
+        return sigmoid_ramp_up(self.current_epoch % self.epochs_per_round, num_epochs)
+
+    def consistency_weight(self) -> float:
+        """λ of the consistency term at this time."""
+        chosen = self.settings.consistency_weight
+        return (self.CONSISTENCY_WEIGHT if chosen is None else chosen) * self.ramp()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -128,7 +138,7 @@ class SemiSupervisedTrainer(ConfiguredTrainer):
         self._last_sample = None
 
 
-def sigmoid_ramp_up(epoch: int, num_epochs: int) -> float:
+def sigmoid_ramp_up(epoch: int, num_epochs: float) -> float:
     """exp(−5 (1 − t)²) with t = epoch / num_epochs in [0, 1] (Laine and Aila 2017); 1 without a ramp."""
     if num_epochs == 0:
         return 1.0

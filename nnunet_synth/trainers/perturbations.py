@@ -1,0 +1,46 @@
+"""Noise and dropout for the methods that compare predictions under perturbation: nnU-Net's network has neither.
+
+Features are perturbed by hooks on nnU-Net's own U-Net, so that the network that is stored stays a stock one. All random
+numbers are torch's global ones, which the checkpoint holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_synth.errors import UserError
+
+
+def with_input_noise(x: Tensor, std: float) -> Tensor:
+    """x + N(0, std²), cut off at two standard deviations."""
+    return x + (torch.randn_like(x) * std).clamp(-2 * std, 2 * std)
+
+
+def check_is_unet(network: nn.Module) -> None:
+    """Raise UserError where the features of the network cannot be reached."""
+    if not hasattr(network, "encoder") or not hasattr(getattr(network, "decoder", None), "stages"):
+        raise UserError(f"this trainer perturbs features between encoder and decoder, which {type(network).__name__} "
+                        "does not have: use a plan with a U-Net (PlainConvUNet, ResidualEncoderUNet)")
+
+
+@contextmanager
+def feature_dropout(network: nn.Module, rate: float) -> Iterator[None]:
+    """Dropout at the deepest features of the encoder and at the last ones of the decoder while inside."""
+    def at_bottleneck(_: nn.Module, __: tuple, skips: Sequence[Tensor]) -> list[Tensor]:
+        return [*skips[:-1], F.dropout(skips[-1], rate)]
+
+    def at_end(_: nn.Module, __: tuple, features: Tensor) -> Tensor:
+        return F.dropout(features, rate)
+
+    hooks = [network.encoder.register_forward_hook(at_bottleneck),
+             network.decoder.stages[-1].register_forward_hook(at_end)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
