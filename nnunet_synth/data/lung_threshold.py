@@ -179,10 +179,21 @@ def _find_in_canonical(hu: np.ndarray, spacing: tuple[float, ...], t: LungThresh
     air = _keep_lung_pieces(air, hu, spacing, t)                    # what hung on the windpipe: larynx, pharynx
     middle, width = _middle_and_width(air, hu, spacing)
     lungs = np.zeros(hu.shape, np.uint8)
+    rows, columns = _box(air, middle, width)                        # the rest of the picture is not needed
     for index in np.flatnonzero(air.any(axis=(1, 2))):
-        is_left = _left_of_path(hu[index], middle, width)
-        lungs[index] = _fill(air[index], is_left, hu[index], middle, spacing, t)
+        box = index, rows, columns
+        is_left = _left_of_path(hu[box], middle - columns.start, width)
+        lungs[box] = _fill(air[box], is_left, hu[box], middle - columns.start, spacing, t)
     return lungs
+
+
+def _box(air: np.ndarray, middle: float, width: float) -> tuple[slice, slice]:
+    """Rows and columns of all lungs; the columns reach as far on both sides of the midline, which is part of them."""
+    rows = np.flatnonzero(air.any(axis=(0, 2)))
+    if not rows.size:
+        return slice(0, air.shape[1]), slice(0, air.shape[2])
+    half = int(width / 2) + 2
+    return slice(rows[0], rows[-1] + 1), slice(max(0, int(middle) - half), int(middle) + half + 1)
 
 
 def _middle_and_width(air: np.ndarray, hu: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
