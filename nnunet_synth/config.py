@@ -76,6 +76,8 @@ class TrainerConfig:
         input_noise: standard deviation, in normalised intensities, of the noise on a teacher's input, cut off at two.
         uncertainty_passes: T, stochastic passes of the teacher that tell its uncertainty (UA-MT).
         teacher_dropout: rate of dropout in these passes.
+        weak_view_confidence: τ, the lowest probability of a label that teaches the strong views (UniMatch).
+        feature_dropout: rate of the dropout of whole channels between encoder and decoder (UniMatch).
         batch_size: labelled samples a step; None = the plan's.
         unlabelled_batch_size: None = as many as labelled ones (the paper).
         pool_slices: draw unlabelled slices that hold some layout, or all.
@@ -111,6 +113,8 @@ class TrainerConfig:
     input_noise: float = _number(0.1, WEIGHT)
     uncertainty_passes: int = _number(8, COUNT)
     teacher_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
+    weak_view_confidence: float = _number(0.95, Bounds(low=0, high=1, open_high=True))
+    feature_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
 
     batch_size: int | None = _number(None, COUNT)
     unlabelled_batch_size: int | None = _number(None, COUNT)

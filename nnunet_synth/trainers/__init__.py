@@ -5,6 +5,7 @@ from nnunet_synth.trainers.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_synth.trainers.self_training import SASTTrainer, STTrainer
 from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
 from nnunet_synth.trainers.supervised import SupervisedTrainer
+from nnunet_synth.trainers.weak_to_strong import UniMatchTrainer
 
 __all__ = ["CPSTrainer", "MeanTeacherTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer",
-           "SupervisedTrainer", "UAMTTrainer"]
+           "SupervisedTrainer", "UAMTTrainer", "UniMatchTrainer"]

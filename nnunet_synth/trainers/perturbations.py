@@ -6,7 +6,7 @@ numbers are torch's global ones, which the checkpoint holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -44,3 +44,42 @@ def feature_dropout(network: nn.Module, rate: float) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def channel_dropout(features: Tensor, rate: float) -> Tensor:
+    """[N, C, …]: whole channels of a sample are dropped, the others scaled up."""
+    return F.dropout2d(features, rate) if features.ndim == 4 else F.dropout3d(features, rate)
+
+
+class PerturbedCopies:
+    """Samples that go through the encoder once and through the decoder twice: as they are, and with perturbed features.
+
+    A hook that is there from the start, not for a call only: torch.compile does not see hooks that come later.
+
+    Args:
+        network: a U-Net, not wrapped.
+        perturb: of the features of one level, [N, C, …].
+    """
+
+    def __init__(self, network: nn.Module, perturb: Callable[[Tensor], Tensor]) -> None:
+        check_is_unet(network)
+        self.num_samples = 0
+        self.perturb = perturb
+        network.encoder.register_forward_hook(self)
+
+    def __repr__(self) -> str:
+        return "PerturbedCopies()"      # nnU-Net writes attributes into debug.json
+
+    def __call__(self, _: nn.Module, __: tuple, skips: Sequence[Tensor]) -> list[Tensor] | None:
+        if self.num_samples == 0:
+            return None
+        return [torch.cat([features, self.perturb(features[-self.num_samples:])]) for features in skips]
+
+    @contextmanager
+    def of_last(self, num_samples: int) -> Iterator[None]:
+        """Inside, outputs have `num_samples` more rows: of the batch's last samples, perturbed."""
+        self.num_samples = num_samples
+        try:
+            yield
+        finally:
+            self.num_samples = 0
