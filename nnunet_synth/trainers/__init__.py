@@ -1,5 +1,6 @@
 """Trainers for `nnUNetv2_train … -tr NAME`: thin subclasses of nnU-Net's own."""
 
+from nnunet_synth.trainers.cross_consistency import CCTTrainer
 from nnunet_synth.trainers.cross_pseudo import CPSTrainer, SACPSTrainer
 from nnunet_synth.trainers.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_synth.trainers.self_training import SASTTrainer, STTrainer
@@ -7,5 +8,5 @@ from nnunet_synth.trainers.semi_supervised import SemiSupervisedTrainer
 from nnunet_synth.trainers.supervised import SupervisedTrainer
 from nnunet_synth.trainers.weak_to_strong import UniMatchTrainer
 
-__all__ = ["CPSTrainer", "MeanTeacherTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer",
-           "SupervisedTrainer", "UAMTTrainer", "UniMatchTrainer"]
+__all__ = ["CCTTrainer", "CPSTrainer", "MeanTeacherTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer",
+           "SemiSupervisedTrainer", "SupervisedTrainer", "UAMTTrainer", "UniMatchTrainer"]

@@ -83,3 +83,37 @@ class PerturbedCopies:
             yield
         finally:
             self.num_samples = 0
+
+
+class RecordedFeatures:
+    """What an encoder hands to its decoder, kept while inside `recording`, with gradient.
+
+    Args:
+        network: a U-Net, not wrapped.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        check_is_unet(network)
+        self.features: list[Tensor] = []
+        self.is_recording = False
+        network.encoder.register_forward_hook(self)
+
+    def __repr__(self) -> str:
+        return "RecordedFeatures()"
+
+    def __call__(self, _: nn.Module, __: tuple, skips: Sequence[Tensor]) -> None:
+        if self.is_recording:
+            self.features = list(skips)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.is_recording = True
+        try:
+            yield
+        finally:
+            self.is_recording = False
+
+    def take(self) -> list[Tensor]:
+        """The features, finest first; they are not kept any longer."""
+        taken, self.features = self.features, []
+        return taken
