@@ -167,6 +167,11 @@ class UniMatchTrainer(SemiSupervisedTrainer):
         super().initialize()
         self.perturbed_copies = PerturbedCopies(unwrap(self.network), self._perturb)
 
+    def prepare_training(self) -> None:
+        super().prepare_training()
+        _, dummy_2d, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.ignore_axes = (0,) if dummy_2d else None       # of volumes that nnU-Net augments as slices
+
     def _perturb(self, features: Tensor) -> Tensor:
         return channel_dropout(features, self.settings.feature_dropout)
 
@@ -175,8 +180,7 @@ class UniMatchTrainer(SemiSupervisedTrainer):
             return self.network(x)
 
     def strong_view(self, unlabelled: UnlabelledBatch) -> StrongView:
-        _, dummy_2d, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        return strong_view(unlabelled, self.mask_outside, torch.default_generator, (0,) if dummy_2d else None)
+        return strong_view(unlabelled, self.mask_outside, torch.default_generator, self.ignore_axes)
 
     def train_step(self, batch: dict) -> dict:
         x_l, y_l, unlabelled = self.to_device(batch)
