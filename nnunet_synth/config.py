@@ -78,6 +78,7 @@ class TrainerConfig:
         teacher_dropout: rate of dropout in these passes.
         weak_view_confidence: τ, the lowest probability of a label that teaches the strong views (UniMatch).
         feature_dropout: rate of the dropout of whole channels between encoder and decoder (UniMatch, CCT, UDC).
+        ensemble_decay: α of the average over epochs (self-ensembling).
         num_auxiliary_decoders: K, each with its own kind of perturbed features, in turn (CCT, UDC).
         batch_size: labelled samples a step; None = the plan's.
         unlabelled_batch_size: None = as many as labelled ones (the paper).
@@ -116,6 +117,7 @@ class TrainerConfig:
     teacher_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
     weak_view_confidence: float = _number(0.95, Bounds(low=0, high=1, open_high=True))
     feature_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
+    ensemble_decay: float = _number(0.6, Bounds(low=0, high=1, open_high=True))
     num_auxiliary_decoders: int = _number(5, COUNT)
 
     batch_size: int | None = _number(None, COUNT)

@@ -1,5 +1,6 @@
 """Trainers for `nnUNetv2_train … -tr NAME`: thin subclasses of nnU-Net's own."""
 
+from nnunet_synth.trainers.co_training import SelfEnsemblingTrainer
 from nnunet_synth.trainers.cross_consistency import CCTTrainer
 from nnunet_synth.trainers.cross_pseudo import CPSTrainer, SACPSTrainer
 from nnunet_synth.trainers.dual_consistency import UDCTrainer
@@ -10,4 +11,5 @@ from nnunet_synth.trainers.supervised import SupervisedTrainer
 from nnunet_synth.trainers.weak_to_strong import UniMatchTrainer
 
 __all__ = ["CCTTrainer", "CPSTrainer", "MeanTeacherTrainer", "SACPSTrainer", "SASTTrainer", "STTrainer",
-           "SemiSupervisedTrainer", "SupervisedTrainer", "UAMTTrainer", "UDCTrainer", "UniMatchTrainer"]
+           "SelfEnsemblingTrainer", "SemiSupervisedTrainer", "SupervisedTrainer", "UAMTTrainer", "UDCTrainer",
+           "UniMatchTrainer"]
