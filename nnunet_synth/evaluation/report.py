@@ -209,7 +209,7 @@ def write_report(report: Report, target: Path) -> None:
     """
     write_text(_html(report), target)
     write_text(_markdown(report, target.with_name(f"{target.stem}_files")), target.with_suffix(".md"))
-    write_json(_finite({"title": report.title, "facts": report.facts,
+    write_json(finite({"title": report.title, "facts": report.facts,
                         "sections": [{"title": section.title,
                                       "parts": [{"kind": part.kind, **part.content()} for part in section.parts]}
                                      for section in report.sections]}), target.with_suffix(".json"))
@@ -243,12 +243,12 @@ def _markdown(report: Report, folder: Path) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _finite(content: object) -> Any:
+def finite(content: object) -> Any:
     """JSON knows neither NaN nor infinity, nor NumPy's numbers."""
     if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
+        return {str(key): finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     if isinstance(content, np.generic):
         content = content.item()
     if isinstance(content, float) and not math.isfinite(content):
