@@ -97,12 +97,14 @@ def compact(image: SimpleITK.Image) -> SimpleITK.Image:
 def value_counts(image: SimpleITK.Image) -> dict[float, int]:
     """Value → number of voxels, in the order of the values; integers for integer types.
 
-    Counted slice by slice: sorting a whole volume, as np.unique does, takes as long as reading it.
+    Counted slice by slice, and the lowest value, a label map's background, apart: np.unique, which sorts the whole
+    volume, takes as long as reading it.
     """
     import SimpleITK
     values = SimpleITK.GetArrayViewFromImage(image)
     if values.dtype.kind in "iu" and int(values.max()) - (low := int(values.min())) < 1 << 16:
-        counts = sum(np.bincount(part.ravel().astype(np.int64) - low, minlength=1 << 16) for part in values)
+        counts = sum(np.bincount(part[part != low].astype(np.int64) - low, minlength=1 << 16) for part in values)
+        counts[0] = values.size - counts.sum()
         return {low + offset: int(counts[offset]) for offset in np.flatnonzero(counts).tolist()}
     found, counts = np.unique(values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
