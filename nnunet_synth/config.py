@@ -71,13 +71,15 @@ class TrainerConfig:
         confidence_threshold: τ of Eq. 9, for region-based labels (softmax labels use the argmax).
         ramp_up_epochs: epochs of sigmoid ramp-up of the weights of all unlabelled terms; 0 = none, None = as in the
             trainer's paper (SA-CPS, SA-ST: none).
-        consistency_weight: of the consistency term of a competitor; None = as in its paper.
+        consistency_weight: of the unlabelled term of a competitor; None = as in its paper.
         ema_decay: α of the averaged teacher (mean teacher, UA-MT).
         input_noise: standard deviation, in normalised intensities, of the noise on a teacher's input, cut off at two.
         uncertainty_passes: T, stochastic passes of the teacher that tell its uncertainty (UA-MT).
         teacher_dropout: rate of dropout in these passes.
         weak_view_confidence: τ, the lowest probability of a label that teaches the strong views (UniMatch).
         feature_dropout: rate of the dropout of whole channels between encoder and decoder (UniMatch, CCT, UDC).
+        cases_at_a_time: K, unlabelled cases that get pseudo-labels together (Semi-Inf-Net).
+        labels_only_share: share of the training before the first of them do.
         ensemble_decay: α of the average over epochs (self-ensembling).
         num_auxiliary_decoders: K, each with its own kind of perturbed features, in turn (CCT, UDC).
         batch_size: labelled samples a step; None = the plan's.
@@ -119,6 +121,8 @@ class TrainerConfig:
     feature_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
     ensemble_decay: float = _number(0.6, Bounds(low=0, high=1, open_high=True))
     num_auxiliary_decoders: int = _number(5, COUNT)
+    cases_at_a_time: int = _number(5, COUNT)
+    labels_only_share: float = _number(0.3, Bounds(low=0, high=1, open_high=True))
 
     batch_size: int | None = _number(None, COUNT)
     unlabelled_batch_size: int | None = _number(None, COUNT)

@@ -23,6 +23,7 @@ def test_defaults_are_the_papers_and_leave_the_schedule_to_nnunet():
     assert (config.weak_view_confidence, config.feature_dropout) == (0.95, 0.5)     # UniMatch
     assert config.num_auxiliary_decoders == 5       # one of each kind of perturbation
     assert config.ensemble_decay == 0.6             # temporal ensembling
+    assert (config.cases_at_a_time, config.labels_only_share) == (5, 0.3)           # Semi-Inf-Net's K, and ours
     assert config.consistency_weight is None        # of each competitor, its paper's
     assert config.trainer_attributes() == {}
     assert [config.batch_size, config.unlabelled_batch_size, config.teacher, config.seed, config.synthesizer_from,
@@ -89,6 +90,8 @@ def test_the_paper_preset():
     ({"feature_dropout": 1.0}, "feature_dropout must be at least 0 and below 1"),
     ({"num_auxiliary_decoders": 0}, "num_auxiliary_decoders must be at least 1"),
     ({"ensemble_decay": 1.0}, "ensemble_decay must be at least 0 and below 1"),
+    ({"cases_at_a_time": 0}, "cases_at_a_time must be at least 1"),
+    ({"labels_only_share": 1.0}, "labels_only_share must be at least 0 and below 1"),
     ({"consistency_weight": -1}, "consistency_weight must be at least 0"),
     ({"momentum": 1}, "momentum must be at least 0 and below 1"),
     ({"initial_lr": 0}, "initial_lr must be above 0"),

@@ -206,9 +206,7 @@ class STTrainer(SemiSupervisedTrainer):
 
     def train_step(self, batch: dict) -> dict:
         x_l, y_l, unlabelled = self.to_device(batch)
-        y_p = batch["target_u"][:, 0].to(self.device, non_blocking=True).long()
-        if self.settings.mask_outside_layout:
-            y_p = torch.where(unlabelled.layout > 0, y_p, 0)        # nothing to see there
+        y_p = self.stored_pseudo_labels(batch, unlabelled)
         self.zero_gradients()
         results = self_training_step(
             self.network, x_l, y_l, unlabelled.image, y_p, loss=self.loss, pseudo_labels=self.pseudo_labels,

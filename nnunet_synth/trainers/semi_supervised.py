@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -111,6 +112,13 @@ class SemiSupervisedTrainer(ConfiguredTrainer):
         image, layout, cluster, valid = split_channels(self.move(batch["data_u"]))
         return (*self.labelled_to_device(batch),
                 UnlabelledBatch(self.mask_outside(image, layout).contiguous(), layout, cluster, valid))
+
+    def stored_pseudo_labels(self, batch: dict, unlabelled: UnlabelledBatch) -> Tensor:
+        """[B, …] int64 labels of the unlabelled batch that lie on disk (`pseudo_labels_folder`)."""
+        labels = self.move(batch["target_u"])[:, 0].long()
+        if not self.settings.mask_outside_layout:
+            return labels
+        return torch.where(unlabelled.layout > 0, labels, 0)        # nothing to see there
 
     def synthesizer_for(self, unlabelled: UnlabelledBatch) -> Synthesize | None:
         """Draws synthetic images for labels of this batch; None = this trainer has none (see `DrawsSynthetic`)."""
