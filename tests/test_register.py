@@ -67,7 +67,9 @@ def test_the_start_file_names_the_same_function():
     assert pkgutil.resolve_name(entry_point) is register
 
 
-@pytest.mark.parametrize("name", ["SACPSTrainer", "CPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer"])
+@pytest.mark.parametrize("name", ["SACPSTrainer", "CPSTrainer", "SASTTrainer", "STTrainer", "SemiSupervisedTrainer",
+                                  "SupervisedTrainer", "MeanTeacherTrainer", "UAMTTrainer", "UniMatchTrainer",
+                                  "CCTTrainer", "UDCTrainer", "SelfEnsemblingTrainer", "SemiInfNetTrainer"])
 def test_nnunet_finds_the_same_picklable_class_each_time(clean_environment, name):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
