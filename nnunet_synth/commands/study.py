@@ -30,7 +30,8 @@ EXAMPLE = "nnunet_synth study phantom --budget-minutes 60"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", metavar="[collect] STUDY", nargs="+", help="a YAML file, or a name of the above")
+    parser.add_argument("words", metavar="STUDY", nargs="+",
+                        help="a YAML file, or a name of the above; with the word collect before it, only the result")
     parser.add_argument("--folder", type=Path, metavar="FOLDER",
                         help="where the study keeps its state and results (default: study_NAME)")
     mode = parser.add_mutually_exclusive_group()

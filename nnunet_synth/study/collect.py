@@ -41,9 +41,7 @@ class Table:
         tests = {"own": "its test set", "val": "the validation cases of its folds"}
         number, _, part = self.test.partition(":")
         other = f"dataset {number}{' (labelled cases)' if part else ''}"
-        amount = "all labels" if self.ratio == ALL_LABELS else \
-            f"{self.ratio} of the labels" if self.ratio.endswith("%") else f"{self.ratio} labelled cases"
-        return f"{self.dataset.name}, {amount}, tested on {tests.get(self.test, other)}"
+        return f"{self.dataset.name}, {in_words(self.ratio)}, tested on {tests.get(self.test, other)}"
 
     @property
     def methods(self) -> list[str]:
@@ -69,6 +67,13 @@ class Table:
         return {row.method: in_our_unit(measure, row.scores[measure]) for row in study.published
                 if self.reports(study, row) and measure in row.scores
                 and (row.class_name or self.classes[0]) == class_name}
+
+
+def in_words(ratio: str) -> str:
+    """"10%" → "10% of the labels"."""
+    if ratio == ALL_LABELS:
+        return "all labels"
+    return f"{ratio} of the labels" if ratio.endswith("%") else f"{ratio} labelled cases"
 
 
 def in_our_unit(measure: str, value: float) -> float:

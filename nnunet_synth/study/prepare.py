@@ -102,6 +102,9 @@ def network_block(plans: Mapping[str, Any], base: str, network: Network) -> dict
     """The block of plans["configurations"] that makes `network` of the planned configuration `base`."""
     planned = plans["configurations"][base]
     stages, dimensions = len(network.features), len(planned["patch_size"])
+    if dimensions != 2:
+        raise UserError(f"network {network.name} is made of configuration {base}: small networks are made of 2d ones "
+                        "only")
     block: dict[str, Any] = {"inherits_from": base, "architecture": {**planned["architecture"], "arch_kwargs": {
         **planned["architecture"]["arch_kwargs"], "n_stages": stages, "features_per_stage": list(network.features),
         "kernel_sizes": [[3] * dimensions] * stages, "strides": [[1] * dimensions] + [[2] * dimensions] * (stages - 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from nnunet_synth.evaluation.report import Table as Printed
 from nnunet_synth.evaluation.segmentation import METRICS, classes_of, headings, reader_of
 from nnunet_synth.evaluation.tables import measure_table, overview_table
 from nnunet_synth.study.board import Board
-from nnunet_synth.study.collect import Cost, Table, costs_of, in_our_unit, learning_curves_of, tables_of
+from nnunet_synth.study.collect import Cost, Table, costs_of, in_our_unit, in_words, learning_curves_of, tables_of
 from nnunet_synth.study.learn import BEST, FINAL, Evaluate, Predict
 from nnunet_synth.study.place import Place
 from nnunet_synth.study.plan import Published, Study
@@ -120,7 +121,7 @@ def _pictures(study: Study, table: Table, runs: Sequence[Run]) -> Iterator[Part]
     for method in table.methods:
         own = {row["case"]: row["DSC"] for row in table.rows
                if (row["method"], row["seed"], row["class"]) == (method, seed, class_name)}
-        scores[method] = {case: float("nan") if score is None else score for case, score in own.items()}
+        scores[method] = {case: math.nan if score is None else score for case, score in own.items()}
     if table.test == "val":         # of several folds only the first one's cases lie in the first run's folder
         ending = _ending(first)
         scores = {method: {case: score for case, score in own.items() if (first.truth / f"{case}{ending}").is_file()}
@@ -128,8 +129,9 @@ def _pictures(study: Study, table: Table, runs: Sequence[Run]) -> Iterator[Part]
     folder = _images(first, runs)
     ending = _ending(first)
     images = list_cases(folder, ending)
-    best = max(scores, key=lambda method: statistics.mean(
-        [score for score in scores[method].values() if score == score] or [0.0]))
+    rivals = [method for method in scores if not study.methods[method].labelled] or list(scores)
+    best = max(rivals, key=lambda method: statistics.mean(
+        [score for score in scores[method].values() if not math.isnan(score)] or [0.0]))
     classes = classes_of(first.dataset_json)[0]
     case = next(iter(scores[best]))
     try:
@@ -164,7 +166,7 @@ def _curves(study: Study, runs: Sequence[Run], compared: Sequence[tuple[Table, l
                 parts += [_ratio_curves(study, here, measure) for measure in SHOWN]
         for ratio in dataset.labelled:
             if curves := learning_curves_of(study, runs, dataset, ratio):
-                parts.append(learning_curves(curves, "pseudo Dice", f"{dataset.name}, {ratio} of the labels: Dice of "
+                parts.append(learning_curves(curves, "pseudo Dice", f"{dataset.name}, {in_words(ratio)}: Dice of "
                                              "validation patches after each epoch, as nnU-Net logs it; with fold all, "
                                              "of training cases. Band: lowest to highest run."))
     if parts:
@@ -228,7 +230,8 @@ def _ours(study: Study, row: Published, measure: str,
 
 
 def _costs(costs: Sequence[Cost]) -> Printed:
-    rows = [[cost.name, cost.num_runs, cost.num_measured, cost.hours, cost.gpu_hours, cost.peak_memory]
+    rows = [[cost.name, cost.num_runs, cost.num_measured, cost.hours, cost.gpu_hours,
+             None if cost.peak_memory is None else round(cost.peak_memory)]
             for cost in costs]
     return Printed(["method", "trainings", "measured", "hours", "GPU-hours", "peak memory (MiB)"], rows,
                    "Wall clock of the trainings that this study ran itself, with their validation, over all seeds, "

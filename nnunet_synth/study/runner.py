@@ -101,13 +101,14 @@ class Runner:
         gpus: one run at a time on each of them (CUDA_VISIBLE_DEVICES); [None] = one run at a time, as the environment
             is.
         budget: seconds after which no further run is started; None = all are.
+        is_whole: these are all runs of the study; a job of an array leaves state.txt alone.
     """
 
     def __init__(self, runs: Sequence[Run], place: Place, gpus: Sequence[str | None] = (None,),
-                 budget: float | None = None) -> None:
+                 budget: float | None = None, is_whole: bool = True) -> None:
         self.runs, self.place = runs, place
         self.board = Board(runs, place.folder)
-        self.free, self.budget = list(gpus), budget
+        self.free, self.budget, self.is_whole = list(gpus), budget, is_whole
         self.active: list[_Active] = []
         self._started = time.monotonic()
         self._open = list(runs)         # neither done, failed nor skipped in this call
@@ -128,7 +129,7 @@ class Runner:
             for active in self.active:
                 active.end()
                 self.board.set(active.run, state="pending", reason="interrupted", seconds=round(active.seconds, 1))
-            self.board.write()
+            self._summarise()
         return self.board
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -223,6 +224,10 @@ class Runner:
         before = self.board.entries[run.id]
         if self.board.set(run, **changes) != before:
             print(self.board.line(run), flush=True)
+            self._summarise()
+
+    def _summarise(self) -> None:
+        if self.is_whole:
             self.board.write()
 
 
@@ -240,7 +245,7 @@ def run_one(run_id: str, runs: Sequence[Run], place: Place, gpus: Sequence[str |
             raise UserError(f"{need} {by_id[need].missing}")
         if not by_id[need].is_done():
             raise UserError(f"{run_id} needs {need}, which is not done: run that first")
-    return Runner([replace(by_id[run_id], needs=())], place, gpus[:1]).run()
+    return Runner([replace(by_id[run_id], needs=())], place, gpus[:1], is_whole=False).run()
 
 
 def _all_needs(run_id: str, by_id: dict[str, Run]) -> list[str]:
