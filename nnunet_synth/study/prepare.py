@@ -242,11 +242,13 @@ class Configure(PrepareRun):
             block = existing.get(wanted.name)
             inherited = self._inherited(existing, wanted.base)
             config = TrainerConfig.from_plans_configuration({**inherited, **wanted.settings}).to_json()
-            if block == {"inherits_from": wanted.base, "nnunet_synth": config}:
-                continue
+            old = None
+            if block is not None:
+                old = TrainerConfig.from_plans_configuration(block.get("nnunet_synth", {})).to_json()
+            if old == config and block.get("inherits_from") == wanted.base:
+                continue            # also where a setting is newer than the block, and was left at its default
             trained = [folder for folder in wanted.results if any(folder.glob("fold_*/checkpoint_*.pth"))]
-            if block is not None and trained:
-                old = block.get("nnunet_synth", {})
+            if old is not None and trained:
                 changed = sorted(key for key in {*old, *config} if old.get(key) != config.get(key))
                 listed = ", ".join(f"{key} {old.get(key)} → {config.get(key)}" for key in changed[:4])
                 raise UserError(f"configuration {wanted.name} of {self.files.name} has results of other settings "

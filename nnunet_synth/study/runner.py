@@ -24,6 +24,7 @@ from nnunet_synth.study.run import Command, NotPossibleError, Run
 POLL = 0.2              # s between two looks at the running commands
 LOOK_AGAIN = 5.0        # s between two looks at the runs that are not started, unless one has ended
 STORE_EVERY = 10.0      # s between two records of the time and memory of a running command: a kill loses no more
+INDIRECTLY = "was skipped"      # what needs a skipped run: in state.txt, but no news on the screen
 
 
 @contextmanager
@@ -216,14 +217,16 @@ class Runner:
         if state == "done":
             self._finished.add(run.id)
         else:
-            self._lost[run.id] = {"failed": "failed", "skipped": "was skipped"}[state]
+            self._lost[run.id] = "failed" if state == "failed" else INDIRECTLY
         was_done = self.board.entries[run.id].state == state == "done"
         self._report(run, state=state, reason=reason, **({} if was_done else {"finished": _now()}))
 
     def _report(self, run: Run, **changes: object) -> None:
         before = self.board.entries[run.id]
-        if self.board.set(run, **changes) != before:
-            print(self.board.line(run), flush=True)
+        after = self.board.set(run, **changes)
+        if after != before:
+            if not after.reason.endswith(INDIRECTLY):
+                print(self.board.line(run), flush=True)
             self._summarise()
 
     def _summarise(self) -> None:

@@ -142,6 +142,18 @@ def test_a_configuration_made_by_hand_counts(prepare, planned_dataset):
     assert plans(planned_dataset) == before
 
 
+def test_a_setting_that_is_newer_than_the_runs_changes_nothing(prepare, planned_dataset):
+    prepare(study_of())
+    results = planned_dataset / "nnUNet_results" / DATASET / "SupervisedTrainer__nnUNetPlans__2d_supervised_s0/fold_5"
+    results.mkdir(parents=True)
+    (results / "checkpoint_final.pth").touch()
+    old = plans(planned_dataset)
+    del old["configurations"]["2d_supervised_s0"]["nnunet_synth"]["momentum"]       # as if that version had none
+    (planned_dataset / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json").write_text(json.dumps(old))
+    prepare(study_of())
+    assert plans(planned_dataset) == old
+
+
 def test_a_missing_dataset_says_how_it_is_made(tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
