@@ -10,7 +10,7 @@ import torch
 
 from nnunet_synth.commands.split import split
 from nnunet_synth.data.experiment import load_experiment
-from nnunet_synth.data.layouts import open_map
+from nnunet_synth.data.layouts import open_map, write_map
 from nnunet_synth.errors import UserError
 from nnunet_synth.trainers import SemiInfNetTrainer, SupervisedTrainer
 from nnunet_synth.trainers.progressive import num_due
@@ -113,6 +113,20 @@ def test_resume_is_bit_identical_between_any_two_groups(planned_dataset: Path, k
     continued.run_training()
     assert all(map(torch.equal, expected, continued.network.state_dict().values()))
     assert all(np.array_equal(labels[path.name], open_map(path)[:]) for path in continued._labels_folder.iterdir())
+
+
+def test_labels_that_another_run_left_behind_are_not_believed(planned_dataset: Path) -> None:
+    def train() -> SemiInfNetTrainer:
+        trainer = make_trainer(SemiInfNetTrainer, planned_dataset, **ONE_BY_ONE)
+        trainer.run_training()
+        return trainer
+
+    first = train()
+    for path in first._labels_folder.iterdir():
+        shape = open_map(path).shape
+        path.unlink()
+        write_map(np.ones(shape, np.int16), path, (32, 32))
+    assert all(map(torch.equal, first.network.parameters(), train().network.parameters()))
 
 
 def test_hidden_labels_have_no_influence(planned_dataset: Path) -> None:
