@@ -13,6 +13,7 @@ from nnunet_synth.atomic import atomic_folder, write_json
 from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.data.splits import splits_file
 from nnunet_synth.errors import UserError
+from nnunet_synth.evaluation.segmentation import classes_of
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds
 from nnunet_synth.study.plan import Measures, Method, SynthesizerPlan
 from nnunet_synth.study.run import Command, NotPossibleError, Run, is_newer
@@ -313,6 +314,19 @@ class Evaluate(Run):
         elif not self.truth.is_dir():
             raise NotPossibleError(f"{self.truth} does not exist: without these labels there are no scores; the "
                                    f"predictions are in {self.predictions}")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """A test set of another dataset must mean the same by the values of its labels."""
+        other = self.truth.parent / "dataset.json"
+        if not other.is_file() or other == self.dataset_json:
+            return
+        ours, theirs = classes_of(self.dataset_json)[0], classes_of(other)[0]
+        compared = self.measures.classes or tuple(name for name in ours if name in theirs)
+        wrong = [name for name in compared if ours.get(name) != theirs.get(name)]
+        if wrong or not compared:
+            raise UserError(f"{other} and {self.dataset_json} differ in the labels {', '.join(wrong or ours)}: convert "
+                            "one of the two datasets again with the same values, or name others in classes")
 
     def commands(self) -> list[Command]:
         criteria = self.measures.criteria

@@ -1,6 +1,7 @@
 """A study file becomes what it says, and each mistake in it is one line that names what is known."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -49,6 +50,12 @@ def test_a_study_is_read(content):
     assert study.measures.criteria.tolerance == 2 and study.measures.best
     assert [row.method for row in study.published] == ["SA-CPS", "pix2pix"]
     assert not any(method.missing for method in study.methods.values())
+
+
+def test_the_example_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    study = parse_study(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
+    assert len(study.methods) == 5 and study.datasets["mine"].tests == ("own", "val", "511", "511:train")
 
 
 def test_slugs_can_be_parts_of_results_folders():
