@@ -1,4 +1,4 @@
-"""The competitors' steps on two processes (gloo, CPU) against the same steps in one, on nnU-Net's own U-Net.
+"""The competitors' steps on two processes (gloo, CPU), and compiled, against the same steps in one, on nnU-Net's U-Net.
 
 What DDP could break: outputs that a term leaves out, features that leave the network by a hook, decoders of their own.
 float64 and plain means over samples, and the same random numbers for each rank's share in both.
@@ -144,6 +144,16 @@ def test_two_ranks_equal_one_process(ranks: list[dict[str, list[Tensor]]], name:
     expected = method.train(list(range(RANKS)))
     torch.testing.assert_close(ranks[0][name], expected, rtol=1e-9, atol=1e-10)
     assert sum(not torch.equal(one, other) for one, other in zip(initial, expected, strict=True)) > len(initial) / 2
+
+
+@pytest.mark.parametrize("name", ["UniMatch", "CCT"])
+def test_compiled_networks_see_the_hooks(name: str) -> None:
+    """nnU-Net compiles on CUDA. This backend traces alike, but needs no compiler."""
+    def compiled(network: nn.Module) -> nn.Module:
+        return network if isinstance(network, AuxiliaryDecoders) else torch.compile(network, backend="aot_eager")
+
+    expected = Method(name, lambda network: network).train([0])
+    torch.testing.assert_close(Method(name, compiled).train([0]), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_methods_differ(ranks: list[dict[str, list[Tensor]]]) -> None:
