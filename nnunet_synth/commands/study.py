@@ -22,8 +22,14 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_synth.errors import UserError
+
+if TYPE_CHECKING:
+    from nnunet_synth.study.board import Board
+    from nnunet_synth.study.place import Place
+    from nnunet_synth.study.plan import Study
 
 HELP = "compare methods over seeds, folds and label ratios, with statistics and a report"
 EXAMPLE = "nnunet_synth study phantom --budget-minutes 60"
@@ -66,7 +72,6 @@ def study(name: str | Path, *, folder: str | Path | None = None, dry_run: bool =
     from nnunet_synth.study.graph import runs_of
     from nnunet_synth.study.place import Place
     from nnunet_synth.study.plan import find_study, read_study
-    from nnunet_synth.study.result import write_result
     from nnunet_synth.study.runner import Runner, run_one, study_lock
 
     if budget_minutes is not None and not budget_minutes >= 0:
@@ -93,11 +98,11 @@ def study(name: str | Path, *, folder: str | Path | None = None, dry_run: bool =
             raise UserError(f"{only} failed: {board.entries[only].reason}")
         return None
     if collect:
-        return _finish(plan, runs, Board(runs, place.folder), place, write_result)
+        return _finish(plan, Board(runs, place.folder), place)
     print(f"{plan.title}: {len(runs)} runs in {place.folder}", flush=True)
     with study_lock(place.folder):
         board = Runner(runs, place, slots, None if budget_minutes is None else budget_minutes * 60).run()
-        report = _finish(plan, runs, board, place, write_result)
+        report = _finish(plan, board, place)
     failed = [one for one in runs if board.entries[one.id].state == "failed"]
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, the first of them {failed[0].id}: "
@@ -118,7 +123,7 @@ def _slots(gpus: Sequence[str] | None, device: str | None) -> list[str | None]:
     return [gpu.strip() for gpu in gpus]
 
 
-def _show(board) -> None:       # noqa: ANN001
+def _show(board: Board) -> None:
     """Every run with its commands; what of it is done is looked up, what needs undone runs is not."""
     done: set[str] = set()
     for run in board.runs:
@@ -138,8 +143,9 @@ def _show(board) -> None:       # noqa: ANN001
             print(f"    {line}")
 
 
-def _finish(plan, runs, board, place, write_result) -> Path:    # noqa: ANN001
+def _finish(plan: Study, board: Board, place: Place) -> Path:
     """Write the result and say where it is."""
-    report = write_result(plan, runs, board, place)
+    from nnunet_synth.study.result import write_result
+    report = write_result(plan, board, place)
     print(f"{board.count()}\n{place.folder / 'study.md'}\nThe report: {report}", flush=True)
     return report

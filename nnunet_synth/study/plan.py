@@ -466,7 +466,7 @@ def known_trainers() -> list[str]:
 
 
 class _Block:
-    """A mapping of the file whose keys are known; `where` is what messages call it."""
+    """A mapping of the file whose keys are known; `where` is what messages call it. A default of `...` = required."""
 
     def __init__(self, content: Any, where: str, keys: Sequence[str]) -> None:
         if not isinstance(content, Mapping):
@@ -478,18 +478,18 @@ class _Block:
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.content.get(key)
-        if value is None and default is _REQUIRED:
+        if value is None and default is ...:
             raise UserError(f"{self.where} lacks {key!r}")
         return default if value is None else value
 
-    def text(self, key: str, default: Any = None) -> Any:
-        value = self._get(key, _REQUIRED if default is None and key in ("name", "trainer", "source") else default)
+    def text(self, key: str, default: Any = ...) -> Any:
+        value = self._get(key, default)
         if value is not None and not isinstance(value, str):
             raise UserError(f"{key} of {self.where} must be text, got {value!r}")
         return value
 
     def whole(self, key: str, default: Any = ..., low: int = 0, high: int | None = None) -> Any:
-        value = self._get(key, _REQUIRED if default is ... else default)
+        value = self._get(key, default)
         return None if value is None else _whole(value, f"{key} of {self.where}", low, high)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -499,7 +499,7 @@ class _Block:
         return value
 
     def list(self, key: str, default: Any = ...) -> Sequence[Any]:
-        value = self._get(key, _REQUIRED if default is ... else default)
+        value = self._get(key, default)
         if isinstance(value, str) or not isinstance(value, Sequence) or (default is ... and not value):
             raise UserError(f"{key} of {self.where} must be a list, e.g. [{value}]")
         if len({str(entry) for entry in value}) < len(value) and key not in ("patch_size", "spacing", "features"):
@@ -514,20 +514,17 @@ class _Block:
 
     def entries(self, key: str, default: Any = ...) -> dict[str, Any]:
         """A mapping of names to blocks, at least one unless there is a default."""
-        self._get(key, _REQUIRED if default is ... else default)
+        self._get(key, default)
         found = {str(name): {} if entry is None else entry for name, entry in self.mapping(key).items()}
         if not found and default is ...:
             raise UserError(f"{key} of {self.where} is empty")
         return found
 
     def choice(self, key: str, known: Sequence[str], default: Any = ..., shown: Sequence[str] | None = None) -> Any:
-        value = self._get(key, _REQUIRED if default is ... else default)
+        value = self._get(key, default)
         if value is not None and value not in known:
             raise UserError(f"{self.where}: unknown {key} {value!r}; {_known(value, shown or known)}")
         return value
-
-
-_REQUIRED = object()
 
 
 def _known(value: Any, known: Iterable[str]) -> str:

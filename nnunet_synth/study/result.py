@@ -33,8 +33,9 @@ from nnunet_synth.study.run import Run
 SHOWN = ("DSC", "NSD")          # the measures with a table, box plots and label-ratio curves of their own
 
 
-def write_result(study: Study, runs: Sequence[Run], board: Board, place: Place) -> Path:
+def write_result(study: Study, board: Board, place: Place) -> Path:
     """Write the three files into the study's folder, from what is done so far; returns the path of report.html."""
+    runs = board.runs
     tables = tables_of(study, runs)
     costs = costs_of(study, runs, board)
     compared = [(table, *_compare(study, table)) for table in tables]

@@ -208,7 +208,7 @@ class Runner:
         self._open.remove(run)
         self.active.append(active)
         device = self.place.device if active.gpu is None else f"{self.place.device} {active.gpu}"
-        self._report(run, state="running", reason="", device=device)
+        self._report(run, state="running", reason="", device=device, finished="")
         return False
 
     def _settle(self, run: Run, state: str, reason: str = "") -> None:

@@ -1,6 +1,7 @@
 """A study file becomes what it says, and each mistake in it is one line that names what is known."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,12 @@ def test_the_studies_of_the_package(file):
     if study.published:
         papers = {row.source.split(" Table")[0] for row in study.published}
         assert papers <= {"SA-CPS", "CoSinGAN", "UM2I", "LcGAN", "Inf-Net"}
+
+
+def test_the_help_names_every_study():
+    from nnunet_synth.commands import study as verb
+    listed = re.search(r"comes with the package \((.*?)\)", verb.__doc__, re.DOTALL)[1]
+    assert sorted(listed.replace("\n", " ").split(", ")) == sorted(file.stem for file in STUDIES.glob("*.yaml"))
 
 
 def test_the_papers_numbers():
