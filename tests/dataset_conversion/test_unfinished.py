@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,6 @@ def test_an_interruption_says_what_is_kept(stopped, capsys, monkeypatch):
     assert f"4 finished case(s) are kept in {stopped / 'raw' / HIDDEN}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("num_jobs", [1, 2])
 def start(root: Path, num_jobs: int, **options: object) -> subprocess.Popen:
     """Convert `cases(root)` in a process of its own."""
     program = ("from pathlib import Path\nfrom tests.dataset_conversion import test_unfinished as test\n"
@@ -134,7 +134,9 @@ def is_running(pid: int) -> bool:
 def test_interrupted_in_the_terminal(tmp_path):
     """Ctrl-C reaches the workers too."""
     (tmp_path / "c.source").write_text("wait")
-    child = start(tmp_path, num_jobs=2, start_new_session=True)
+    # A shell's background jobs, as tests may be, ignore SIGINT, and so would their children.
+    child = start(tmp_path, num_jobs=2, start_new_session=True,
+                  preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     wait_until(lambda: finished(tmp_path) == 3)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=60)
