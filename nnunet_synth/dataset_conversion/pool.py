@@ -8,12 +8,15 @@
 
 The new files wait in the hidden folder until all are there, then they are moved. A run that is killed while it moves is
 finished by the next one, so nobody finds half an image, or images that no report knows.
+
+A source may grow: what an earlier addition of it brought stays as it is, and only the new scans are read.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -45,14 +48,14 @@ def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset:
         num_jobs, check_only, options: as in `write_dataset`.
 
     Raises:
-        UserError: the scans do not fit the dataset, an id is there already or twice, nothing can be used, or another
-            process is writing there.
+        UserError: the scans do not fit the dataset, an id is there already (and not from this source) or twice, there
+            is nothing new or nothing that can be used, or another process is writing there.
     """
     description = _fitted(description, dataset)
     cases = [_without_label(case, keep_layout=bool(description.layout_labels)) for case in cases]
     check_ids(cases)
     if check_only:
-        _check_new(cases, dataset)
+        cases, description = _new_ones(cases, description, dataset, source_type)
         return check_cases(cases, description, dataset.name, num_jobs)
     options = options or {}
     with only_writer(dataset):
@@ -60,7 +63,7 @@ def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset:
         command = digest([unfinished.fingerprint(case) for case in cases])
         moved = _finish_moving(unfinished, dataset)         # of a run that was killed
         if moved is None or moved["command"] != command:
-            _check_new(cases, dataset)
+            cases, description = _new_ones(cases, description, dataset, source_type)
             with unfinished.kept_if_stopped():
                 report = ConversionReport(dataset.name, dataset,
                                           convert_cases(cases, description, unfinished, num_jobs))
@@ -147,15 +150,39 @@ def _orientation_note(description: DatasetDescription, dataset: Path, content: M
             "turn images: left and right, or front and back, may be exchanged between the two",)
 
 
-def _check_new(cases: Iterable[Case], dataset: Path) -> None:
-    """Raises UserError: the dataset has a case of the same id."""
+def _new_ones(cases: Sequence[Case], description: DatasetDescription, dataset: Path,
+              source_type: str) -> tuple[list[Case], DatasetDescription]:
+    """The cases without those that an earlier addition read from the same files, and a note of how many they are.
+
+    Raises:
+        UserError: the dataset has another case of the same id, or nothing is new.
+    """
     content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
     existing = {case_id: folder for folder in ("imagesTr", "imagesTs", "imagesUl")
                 for case_id in list_cases(dataset / folder, content["file_ending"])}
-    both = [case.id for case in cases if case.id in existing]
+    earlier = _sources_of_earlier(dataset, source_type)
+    new = [case for case in cases
+           if existing.get(case.id) != "imagesUl" or earlier.get(case.id) != {str(source) for source in case.sources}]
+    if cases and not new:
+        raise UserError(f"all {len(cases)} scans are in {dataset.name} already: there is nothing to add")
+    both = [case for case in new if case.id in existing]
     if both:
-        raise UserError(f"{len(both)} case(s) are in {dataset.name} already, e.g. {both[0]} in {existing[both[0]]}: "
-                        "remove them there or from the source")
+        raise UserError(f"{len(both)} case(s) are in {dataset.name} already, e.g. {both[0].id} in "
+                        f"{existing[both[0].id]}: remove them there or from the source")
+    if len(new) < len(cases):
+        note = f"{len(cases) - len(new)} scan(s) were added before and stay as they are"
+        description = replace(description, notes=(*description.notes, note))
+    return new, description
+
+
+def _sources_of_earlier(dataset: Path, source_type: str) -> dict[str, set[str]]:
+    """Id → names of the sources, of all cases that earlier additions of this type brought."""
+    found: dict[str, set[str]] = {}
+    for file in dataset.glob(f"conversion_report_{source_type}*.json"):
+        if re.fullmatch(r"(_\d+)?", file.stem.removeprefix(f"conversion_report_{source_type}")):
+            report = read_json(file, "", "move it elsewhere")
+            found |= {case["id"]: set(case["sources"]) for case in report["cases"] if case["status"] != "rejected"}
+    return found
 
 
 def _without_label(case: Case, keep_layout: bool) -> Case:

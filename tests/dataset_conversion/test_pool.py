@@ -74,6 +74,33 @@ def test_every_addition_has_its_report(dataset, tmp_path):
                        "conversion_report_nccid.json": ["n3"]}
 
 
+def test_a_source_that_has_grown_adds_what_is_new(dataset, tmp_path):
+    add_to_pool(new_cases(tmp_path)[:2], DESCRIPTION, dataset, "toy")
+    before = tree(dataset)
+    assert take_reads(tmp_path) == ["new1", "new2"]
+    report = add_to_pool(new_cases(tmp_path), DESCRIPTION, dataset, "toy")
+    after = tree(dataset)
+    assert take_reads(tmp_path) == ["new3"] and [case.id for case in report.cases] == ["new3"]
+    assert report.notes[-1] == "2 scan(s) were added before and stay as they are"
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"imagesUl/new3_0000.nii.gz", "conversion_report_toy_2.json",
+                                        "metadata_toy_2.csv"}
+    with pytest.raises(UserError, match="all 3 scans are in Dataset007_Toy already"):
+        add_to_pool(new_cases(tmp_path), DESCRIPTION, dataset, "toy")
+
+    (dataset / "imagesUl" / "new2_0000.nii.gz").unlink()                # somebody wants it made again
+    add_to_pool(new_cases(tmp_path), DESCRIPTION, dataset, "toy")
+    assert take_reads(tmp_path) == ["new2"]
+
+
+@pytest.mark.parametrize("source_type, root", [("toy", "elsewhere"), ("other", ".")])
+def test_another_scan_of_the_same_name_is_no_scan_that_was_added_before(dataset, tmp_path, source_type, root):
+    add_to_pool(new_cases(tmp_path), DESCRIPTION, dataset, "toy")
+    (tmp_path / root).mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=r"3 case\(s\) are in Dataset007_Toy already, e\.g\. new1 in imagesUl"):
+        add_to_pool(new_cases(tmp_path / root), DESCRIPTION, dataset, source_type)
+
+
 def test_the_pool_need_not_exist(dataset, tmp_path):
     (dataset / "imagesUl" / "u_0000.nii.gz").unlink()
     (dataset / "imagesUl").rmdir()
