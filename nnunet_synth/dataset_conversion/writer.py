@@ -67,7 +67,10 @@ def write_dataset(cases: Iterable[Case], description: DatasetDescription, target
     cases = list(cases)
     check_ids(cases)
     if check_only:
-        return check_cases(cases, description, target.name, num_jobs)
+        report = check_cases(cases, description, target.name, num_jobs)
+        if make_splits is not None:
+            make_splits(report.usable)          # says which cases of its folds are not there
+        return report
     if not any(case.role == "labelled" for case in cases):
         raise UserError("no labelled case was found, and nnU-Net cannot plan such a dataset: give the labels, or add "
                         "the scans to an existing dataset with --add-to-pool")

@@ -324,6 +324,11 @@ def test_what_a_partial_download_lacks_is_said(template, capsys):
     assert "the 3 test cases are not the 32 of the SA-CPS paper" in capsys.readouterr().out
 
 
+def test_a_check_says_it_too(template, capsys):
+    assert main(["convert", "mosmed", str(template / "COVID19_1110"), "--check", "--split", "sacps"]) == 0
+    assert "labelled cases of the split that were not written: 36 (study_0259," in capsys.readouterr().out
+
+
 def test_a_file_may_hide_labels_and_name_test_studies(template, tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"train_label": ["study_0255"], "train_unlabel": ["study_0256", "study_0001"],
