@@ -23,20 +23,10 @@ from nnunet_synth.demo.job import (
 from nnunet_synth.demo.runner import Runner, Step
 from nnunet_synth.demo.summary import write_summary
 from nnunet_synth.errors import UserError
+from tests.makers.training_log import LOG
 
 TINY = dataclasses.replace(QUICK, num_labelled=6, num_unlabelled=2, num_test=2, num_visible=3, size=64, num_slices=4,
                            batch_size=2, pretraining_steps=4)
-LOG = """
-2026-01-01 10:00:00.000001: Epoch 0
-2026-01-01 10:00:00.000001: Current learning rate: 0.01
-2026-01-01 10:00:09.000001: train_loss -0.25
-2026-01-01 10:00:09.000001: val_loss -0.5
-2026-01-01 10:00:09.000001: Pseudo dice [np.float32(0.5), np.float32(0.25)]
-2026-01-01 10:00:09.000001: Epoch time: 9.0 s
-2026-01-01 10:00:10.000001: Epoch 1
-2026-01-01 10:00:19.000001: train_loss -0.75
-2026-01-01 10:00:19.000001: Pseudo dice [nan]
-"""
 
 
 @pytest.fixture

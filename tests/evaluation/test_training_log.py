@@ -7,18 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_synth.evaluation.training_log import read_semi_supervised_log, read_training_logs, series
-
-LOG = """
-2026-01-01 10:00:00.000001: Epoch 0
-2026-01-01 10:00:00.000001: Current learning rate: 0.01
-2026-01-01 10:00:09.000001: train_loss -0.25
-2026-01-01 10:00:09.000001: val_loss -0.5
-2026-01-01 10:00:09.000001: Pseudo dice [np.float32(0.5), np.float32(0.25)]
-2026-01-01 10:00:09.000001: Epoch time: 9.0 s
-2026-01-01 10:00:10.000001: Epoch 1
-2026-01-01 10:00:19.000001: train_loss -0.75
-2026-01-01 10:00:19.000001: Pseudo dice [nan]
-"""
+from tests.makers.training_log import LOG
 
 
 def test_a_resumed_run_replaces_what_it_did_again(tmp_path):

@@ -37,7 +37,7 @@ from tests.trainers.test_cross_pseudo import (
     softmax_loss,
 )
 from tests.trainers.test_hidden_labels import relabel as relabel_case
-from tests.trainers.test_settings import REGIONS, relabel
+from tests.trainers.test_settings import WITH_REGIONS_OR_IGNORE, relabel
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The step
@@ -304,11 +304,7 @@ def test_checkpoint_is_a_stock_model(planned_dataset: Path) -> None:
         assert same(predictor.list_of_parameters[0], checkpoint["network_weights"])
 
 
-@pytest.mark.parametrize(("labels", "order", "ignore"), [
-    REGIONS,
-    ({"background": 0, "infection": 1, "ignore": 2}, None, 2),
-    ({**REGIONS[0], "ignore": 3}, REGIONS[1], 3),
-], ids=["regions", "ignore", "regions and ignore"])
+@WITH_REGIONS_OR_IGNORE
 def test_regions_and_ignore_label(planned_dataset: Path, labels: dict, order: list | None, ignore: int | None) -> None:
     relabel(planned_dataset, labels, order, ignore)
     save_untrained_sean()

@@ -23,6 +23,11 @@ from tests.trainers.runs import make_trainer, save_untrained_sean
 
 # Regions in nnU-Net's sense: one that unites several labels; (labels, regions_class_order, value of ignored voxels).
 REGIONS = ({"background": 0, "affected": [1, 2], "consolidation": 2}, [1, 2], None)
+WITH_REGIONS_OR_IGNORE = pytest.mark.parametrize(("labels", "order", "ignore"), [
+    REGIONS,
+    ({"background": 0, "infection": 1, "ignore": 2}, None, 2),
+    ({**REGIONS[0], "ignore": 3}, REGIONS[1], 3),
+], ids=["regions", "ignore", "regions and ignore"])
 
 
 def relabel(root: Path, labels: dict, regions_class_order: list[int] | None, ignore: int | None) -> None:
@@ -52,11 +57,7 @@ def relabel(root: Path, labels: dict, regions_class_order: list[int] | None, ign
     preprocess_in_this_process(root, preprocessed / "nnUNetPlans.json")
 
 
-@pytest.mark.parametrize(("labels", "order", "ignore"), [
-    REGIONS,
-    ({"background": 0, "infection": 1, "ignore": 2}, None, 2),
-    ({**REGIONS[0], "ignore": 3}, REGIONS[1], 3),
-], ids=["regions", "ignore", "regions and ignore"])
+@WITH_REGIONS_OR_IGNORE
 def test_regions_and_ignore_label(planned_dataset: Path, labels: dict, order: list | None, ignore: int | None) -> None:
     relabel(planned_dataset, labels, order, ignore)
     save_untrained_sean()
