@@ -1,10 +1,10 @@
-"""DICOM series: which files belong together, whether they make one axial CT volume, and that volume in HU.
+"""DICOM series: which files belong together, and how their slices lie.
 
-Three steps, so that a converter can choose between the first and the last:
+The first of three steps, so that a converter can choose between them:
 
-    scan_series(files)      reads headers only and groups them by SeriesInstanceUID
-    check_series(series)    why a series is no axial CT volume on a regular grid, or None
-    read_series(series)     its voxels in HU, as an LPS image
+    scan_series(files)      here: reads headers only and groups them by SeriesInstanceUID
+    check_series(series)    dicom_checks.py: why a series is no axial CT volume on a regular grid, or None
+    read_series(series)     dicom_voxels.py: its voxels in HU, as an LPS image
 
 Messages name files by `str(file)` only, and never a patient, a study or a series.
 """
@@ -22,36 +22,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_synth.dataset_conversion.sources import SourceFile
-from nnunet_synth.dataset_conversion.volumes import to_lps, turned
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
-    import SimpleITK
     from pydicom import Dataset
 
-# A chest is 200 mm high or more, and 10 mm are the thickest slices in use. Scouts have one or two, bolus tracking a
-# few at one height.
-MIN_SLICES = 20
-PADDING_HU = -1024              # what scanners write where nothing was reconstructed
-
-_CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"               # a DICOMDIR
-_NO_SCAN_WORDS = {"LOCALIZER": "a scout (localizer), no scan", "SCOUT": "a scout, no scan",
-                  "TOPOGRAM": "a scout (topogram), no scan", "MIP": "a projection (MIP), no CT numbers",
-                  "MINIP": "a projection (MinIP), no CT numbers", "IP": "a projection, no CT numbers"}
-# Defined terms of Rescale Type that are not Hounsfield units (PS3.3 C.11.1.1.2); free text is "HU" in other words.
-_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
-# What GDCM decodes: uncompressed, deflated, RLE, JPEG (8 and 12 bits, lossless), JPEG-LS, JPEG 2000.
-_GDCM_READS = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
-               "1.2.840.10008.1.2.5", *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))}
-
-_ORIENTATION_TOLERANCE = 1e-3   # of direction cosines: 0.06 degrees, half a pixel at the rim of the picture
-_SPACING_TOLERANCE = 1e-3       # mm
-_MAX_OBLIQUITY = 15.0           # degrees between the slices' normal and the body's axis: a patient lies askew
-_MAX_TILT = 0.5                 # degrees
 _POSITION_TOLERANCE = 0.1       # mm: positions are often written with one decimal, ...
 _GRID_TOLERANCE = 0.1           # ... or of the slice spacing, if that is more: far below what interpolation blurs
-_MAX_HU = 32767                 # extended CT numbers end at 31743; beyond, sign or padding were misread
 
 _TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "NumberOfFrames",
          "PhotometricInterpretation", "Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient",
@@ -143,7 +121,7 @@ class Series:
         """
         if len(self.slices) == 1:
             return self.header.declared_spacing or self.header.thickness or 0.0
-        heights = _heights(self.slices)
+        heights = slice_heights(self.slices)
         return float((heights[-1] - heights[0]) / (len(heights) - 1))
 
 
@@ -290,143 +268,10 @@ def _pixel_digest(file: SourceFile) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checking
-
-
-def check_series(series: Series, min_slices: int = MIN_SLICES, allow_gaps: bool = False) -> str | None:
-    """Why a series is no axial CT volume on a regular grid; None if it is one.
-
-    Args:
-        min_slices: with fewer it is no scan of a chest.
-        allow_gaps: accept irregular spacing and missing slices, which `read_series` then fills.
-    """
-    if series.defect or not series.slices:
-        return series.defect or "no slices"
-    return (_wrong_kind(series) or _incomplete_header(series) or _mixed(series) or _wrong_plane(series)
-            or _tilted(series) or _too_few(series, min_slices) or _irregular(series, allow_gaps))
-
-
-def _wrong_kind(series: Series) -> str | None:
-    for header in (one.header for one in series.slices):
-        if header.modality != "CT":
-            return f"modality {header.modality or 'not given'}, not CT"
-        if header.num_frames > 1 or header.sop_class.startswith((f"{_CT_IMAGE_STORAGE}.1", f"{_CT_IMAGE_STORAGE}.2")):
-            return "multi-frame (enhanced) DICOM: convert it to one slice a file (for example by dcm4che's emf2sf)"
-        if header.sop_class != _CT_IMAGE_STORAGE:
-            return f"no CT image but {_uid_name(header.sop_class)}"
-        for word, reason in _NO_SCAN_WORDS.items():
-            if word in header.image_type:
-                return reason
-        if header.transfer_syntax not in _GDCM_READS:
-            return f"compressed as {_uid_name(header.transfer_syntax)}, which cannot be read: decompress it first"
-        if header.photometric != "MONOCHROME2":
-            return f"photometric interpretation {header.photometric or 'not given'}, not MONOCHROME2"
-        if header.unit.upper() in _OTHER_UNITS:
-            return f"values in {header.unit}, not in HU"
-    return None
-
-
-def _uid_name(uid: str) -> str:
-    from pydicom.uid import UID
-    name = UID(uid).name
-    return name if name != uid else "an unknown kind"       # never a UID in a message
-
-
-def _incomplete_header(series: Series) -> str | None:
-    headers = [one.header for one in series.slices]
-    for name in ("position", "orientation", "pixel_spacing"):
-        missing = sum(getattr(header, name) is None for header in headers)
-        if missing:
-            return f"{missing} of {len(headers)} slices have no {name.replace('_', ' ')}"
-    if any(header.intercept is None or not header.slope or header.slope < 0 for header in headers):
-        return "no (or an impossible) rescale slope and intercept: its values are not known to be HU"
-    if any(min(header.shape) < 1 or min(header.pixel_spacing) <= 0 for header in headers):
-        return "a size or a pixel spacing of zero"
-    if len(headers) == 1 and series.slice_spacing <= 0:
-        return "one slice without thickness and spacing"
-    return None
-
-
-def _mixed(series: Series) -> str | None:
-    headers = [one.header for one in series.slices]
-    shapes = {header.shape for header in headers}
-    if len(shapes) > 1:
-        return f"mixed sizes in one series: {' and '.join(f'{rows} x {columns}' for rows, columns in sorted(shapes))}"
-    for name, tolerance in (("orientation", _ORIENTATION_TOLERANCE), ("pixel_spacing", _SPACING_TOLERANCE)):
-        values = np.array([getattr(header, name) for header in headers])
-        if np.abs(values - values[0]).max() > tolerance:
-            return f"mixed {name.replace('_', ' ')}s in one series"
-    return None
-
-
-def _wrong_plane(series: Series) -> str | None:
-    row, column = np.array(series.header.orientation).reshape(2, 3)
-    lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if np.abs(np.subtract(lengths, 1)).max() > 0.01 or abs(row @ column) > 0.01:
-        return "orientation is not two perpendicular unit vectors"
-    normal = np.cross(row, column)
-    plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
-    if plane != "axial":
-        return f"{plane}, not axial"
-    angle = float(np.degrees(np.arccos(min(1.0, abs(normal[2]) / np.linalg.norm(normal)))))
-    return f"oblique by {angle:.0f} degrees, not axial" if angle > _MAX_OBLIQUITY else None
-
-
-def _tilted(series: Series) -> str | None:
-    """Slices that are shifted against each other, or a tilt in the header that their orientation does not show."""
-    slices = _sorted(series.slices)
-    positions = np.array([one.header.position for one in slices])
-    normal = _axes(series)[2]
-    moved = positions - positions[0]
-    along = moved @ normal
-    shift = np.linalg.norm(moved - along[:, None] * normal, axis=1)
-    if shift.max() > min(series.header.pixel_spacing) / 2:
-        worst = int(shift.argmax())
-        angle = np.degrees(np.arctan2(shift[worst], abs(along[worst])))
-        return (f"gantry tilt of {angle:.1f} degrees or shifted slices: they move {shift[worst]:.1f} mm sideways over "
-                f"{abs(along[worst]):.1f} mm")
-    tilt = max((one.header.tilt for one in slices), key=abs)
-    declared = float(np.degrees(np.arccos(min(1.0, abs(normal[2])))))
-    if abs(tilt) > _MAX_TILT and abs(abs(tilt) - declared) > _MAX_TILT:
-        return f"gantry tilt of {tilt:.1f} degrees, while positions and orientation show none"
-    return None
-
-
-def _too_few(series: Series, min_slices: int) -> str | None:
-    number = len(series.slices)
-    return f"{number} slice(s), fewer than {min_slices} (--min-slices)" if number < min_slices else None
-
-
-def _irregular(series: Series, allow_gaps: bool) -> str | None:
-    heights = _heights(series.slices)
-    steps = np.diff(heights)
-    if not steps.size:
-        return None
-    same = int((steps < _POSITION_TOLERANCE / 10).sum())
-    if same:
-        return f"{same} slice(s) lie where another one lies: several acquisitions in one series"
-    if allow_gaps or _is_regular(heights):
-        return None
-    usual = float(np.median(steps))
-    multiples = np.rint(steps / usual)
-    missing, places = int((multiples - 1).sum()), int((multiples > 1).sum())
-    if missing and np.abs(steps - multiples * usual).max() <= max(_POSITION_TOLERANCE, _GRID_TOLERANCE * usual):
-        return f"{missing} slice(s) missing at {places} place(s), spacing {usual:.2f} mm (--allow-gaps fills them)"
-    return f"irregular spacing, {steps.min():.2f} to {steps.max():.2f} mm between slices (--allow-gaps resamples them)"
-
-
-def _is_regular(heights: np.ndarray) -> bool:
-    """Whether every slice lies where a regular grid from the first to the last one has it."""
-    grid = np.linspace(heights[0], heights[-1], len(heights))
-    spacing = (heights[-1] - heights[0]) / max(1, len(heights) - 1)
-    return bool(np.abs(heights - grid).max() <= max(_POSITION_TOLERANCE, _GRID_TOLERANCE * spacing))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Geometry
 
 
-def _axes(series: Series) -> np.ndarray:
+def slice_axes(series: Series) -> np.ndarray:
     """Unit vectors along rows, along columns and from slice to slice, exactly perpendicular, as the rows of [3, 3]."""
     row, column = np.array(series.header.orientation).reshape(2, 3)
     row = row / np.linalg.norm(row)
@@ -441,125 +286,22 @@ def _height(one: Slice) -> float:
     return float(np.array(one.header.position) @ np.cross(row, column))
 
 
-def _sorted(slices: tuple[Slice, ...]) -> list[Slice]:
+def sorted_slices(slices: tuple[Slice, ...]) -> list[Slice]:
     """By position: InstanceNumber may run either way, or anyhow."""
     return sorted(slices, key=lambda one: (_height(one), one.uid))
 
 
-def _heights(slices: tuple[Slice, ...]) -> np.ndarray:
-    return np.array([_height(one) for one in _sorted(slices)])
+def slice_heights(slices: tuple[Slice, ...]) -> np.ndarray:
+    return np.array([_height(one) for one in sorted_slices(slices)])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
+def is_regular(heights: np.ndarray) -> bool:
+    """Whether every slice lies where a regular grid from the first to the last one has it."""
+    grid = np.linspace(heights[0], heights[-1], len(heights))
+    spacing = (heights[-1] - heights[0]) / max(1, len(heights) - 1)
+    return bool(np.abs(heights - grid).max() <= position_tolerance(spacing))
 
 
-def read_series(series: Series) -> tuple[SimpleITK.Image, tuple[str, ...]]:
-    """Read a series that passed `check_series`.
-
-    Slope and intercept are applied slice by slice. Pixels outside the reconstructed circle become -1024 HU, whether
-    their value is declared (PixelPaddingValue) or not (-2000 or -2048 in the corners). Slices with gaps are
-    interpolated linearly to a regular spacing.
-
-    Returns:
-        The LPS image in HU, int16, or float32 where a slope makes fractions; and what was changed, for the report.
-
-    Raises:
-        UserError: a file is truncated, corrupt, or not what its header says.
-    """
-    import SimpleITK
-    slices = _sorted(series.slices)
-    voxels, num_padded = _stack(slices)
-    repairs = []
-    if series.num_duplicates:
-        repairs.append(f"{series.num_duplicates} duplicate slice(s) dropped")
-    if num_padded:
-        repairs.append(f"padding set to {PADDING_HU} HU")
-    spacing, heights = series.slice_spacing, _heights(series.slices)
-    if not _is_regular(heights):
-        voxels, spacing, added = _fill_gaps(voxels, heights)
-        repairs.append(f"{added} slice(s) interpolated to a regular spacing of {spacing:.2f} mm")
-    image = SimpleITK.GetImageFromArray(voxels)
-    between_rows, between_columns = series.header.pixel_spacing
-    image.SetSpacing((between_columns, between_rows, spacing))
-    image.SetOrigin(slices[0].header.position)
-    image.SetDirection(_axes(series).T.ravel().tolist())
-    return to_lps(image), (*repairs, *turned(image))
-
-
-def _stack(slices: list[Slice]) -> tuple[np.ndarray, int]:
-    """The slices in HU, [Z, Y, X] int16 or float32, and how many of their pixels were padding."""
-    voxels = np.empty((len(slices), *slices[0].header.shape), np.int16)
-    num_padded = 0
-    for index, one in enumerate(slices):
-        hu = _read_hu(one)
-        padding = _padding(hu, one.header)
-        num_padded += int(padding.sum())
-        hu[padding] = PADDING_HU
-        if voxels.dtype == np.int16 and not _fits_int16(hu):
-            voxels = voxels.astype(np.float32)
-        voxels[index] = hu
-    return voxels, num_padded
-
-
-def _read_hu(one: Slice) -> np.ndarray:
-    """One slice [Y, X] as GDCM rescales it, integers or float64."""
-    import SimpleITK
-    with one.file.on_disk() as path:
-        try:
-            image = SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
-        except RuntimeError as error:
-            raise UserError(f"{one.file} is truncated or corrupt: copy it again") from error
-    pixels = SimpleITK.GetArrayFromImage(image)
-    if pixels.shape != (1, *one.header.shape):
-        raise UserError(f"{one.file} holds pixels of shape {pixels.shape}, its header says {one.header.shape}")
-    return pixels[0]
-
-
-def _padding(hu: np.ndarray, header: SliceHeader) -> np.ndarray:
-    """Where a slice [Y, X] shows nothing but padding; raises UserError for values that are no CT numbers."""
-    from scipy.ndimage import binary_propagation
-    mask = np.zeros(hu.shape, bool)
-    if header.padding is not None:
-        low, high = (header.slope * value + header.intercept for value in header.padding)
-        mask = (hu > low - header.slope / 2) & (hu < high + header.slope / 2)
-        if high > PADDING_HU:               # tissue may have this value, too: only what reaches the rim is padding
-            rim = np.ones(hu.shape, bool)
-            rim[1:-1, 1:-1] = False
-            mask = binary_propagation(rim & mask, mask=mask)
-    lowest = hu.min()
-    if lowest < PADDING_HU and lowest in hu[[0, 0, -1, -1], [0, -1, 0, -1]]:
-        mask |= hu == lowest
-    highest = hu[~mask].max(initial=PADDING_HU)
-    if highest > _MAX_HU:
-        raise UserError(f"values up to {highest:.0f} HU: sign or padding of the pixels are not what the header says")
-    return mask
-
-
-def _fits_int16(values: np.ndarray) -> bool:
-    bounds = np.iinfo(np.int16)
-    return bool(values.min() >= bounds.min and values.max() <= bounds.max
-                and (values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))))
-
-
-def _fill_gaps(voxels: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, float, int]:
-    """Slices at irregular heights (mm) linearly interpolated to a regular grid.
-
-    Returns:
-        The voxels [Z, Y, X] in the same type, their spacing in mm, and how many slices were not there before.
-    """
-    num = round((heights[-1] - heights[0]) / float(np.median(np.diff(heights)))) + 1
-    grid, spacing = np.linspace(heights[0], heights[-1], num, retstep=True)
-    filled = np.empty((num, *voxels.shape[1:]), voxels.dtype)
-    added = 0
-    for index, height in enumerate(grid):
-        above = int(np.clip(np.searchsorted(heights, height), 1, len(heights) - 1))
-        share = (height - heights[above - 1]) / (heights[above] - heights[above - 1])
-        nearest = above if share > 0.5 else above - 1
-        if abs(heights[nearest] - height) <= max(_POSITION_TOLERANCE, _GRID_TOLERANCE * spacing):
-            filled[index] = voxels[nearest]
-            continue
-        mixed = (1 - share) * voxels[above - 1] + share * voxels[above]
-        filled[index] = np.rint(mixed) if voxels.dtype.kind == "i" else mixed
-        added += 1
-    return filled, float(spacing), added
+def position_tolerance(spacing: float) -> float:
+    """mm that a slice may lie beside its place on a grid of this spacing."""
+    return max(_POSITION_TOLERANCE, _GRID_TOLERANCE * spacing)

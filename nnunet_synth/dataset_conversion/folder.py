@@ -34,7 +34,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
-from nnunet_synth.dataset_conversion.dicom_series import MIN_SLICES, Series, check_series, read_series, scan_series
+from nnunet_synth.dataset_conversion.dicom_checks import MIN_SLICES, check_series
+from nnunet_synth.dataset_conversion.dicom_series import Series, scan_series
+from nnunet_synth.dataset_conversion.dicom_voxels import read_series
 from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
 from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned, value_counts
 from nnunet_synth.errors import UserError

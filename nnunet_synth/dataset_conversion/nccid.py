@@ -51,7 +51,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, reject
-from nnunet_synth.dataset_conversion.dicom_series import MIN_SLICES, Series, read_series, scan_series
+from nnunet_synth.dataset_conversion.dicom_checks import MIN_SLICES
+from nnunet_synth.dataset_conversion.dicom_series import Series, scan_series
+from nnunet_synth.dataset_conversion.dicom_voxels import read_series
 from nnunet_synth.dataset_conversion.nccid_clinical import clean_age, clean_sex, read_clinical
 from nnunet_synth.dataset_conversion.pseudonyms import IdTable, without_names
 from nnunet_synth.dataset_conversion.series_choice import NotTaken, effective_thickness, rank_series, why_behind

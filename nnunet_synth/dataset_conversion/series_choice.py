@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from nnunet_synth.dataset_conversion.dicom_series import Series, check_series
+from nnunet_synth.dataset_conversion.dicom_checks import check_series
+from nnunet_synth.dataset_conversion.dicom_series import Series
 
 Kernel = Literal["soft", "unknown", "sharp"]
 

@@ -18,7 +18,9 @@ from pydicom.uid import (
 )
 from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
-from nnunet_synth.dataset_conversion.dicom_series import check_series, read_series, scan_series
+from nnunet_synth.dataset_conversion.dicom_checks import check_series
+from nnunet_synth.dataset_conversion.dicom_series import scan_series
+from nnunet_synth.dataset_conversion.dicom_voxels import read_series
 from nnunet_synth.dataset_conversion.sources import list_files
 from nnunet_synth.errors import UserError
 from tests.makers.dicom import CORONAL, SAGITTAL, CTSeries, random_hu, uid
