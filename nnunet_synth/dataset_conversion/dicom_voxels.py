@@ -16,7 +16,7 @@ from nnunet_synth.dataset_conversion.dicom_series import (
     slice_heights,
     sorted_slices,
 )
-from nnunet_synth.dataset_conversion.volumes import to_lps, turned
+from nnunet_synth.dataset_conversion.volumes import fits_int16, to_lps, turned
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _stack(slices: list[Slice]) -> tuple[np.ndarray, int]:
         padding = _padding(hu, one.header)
         num_padded += int(padding.sum())
         hu[padding] = PADDING_HU
-        if voxels.dtype == np.int16 and not _fits_int16(hu):
+        if voxels.dtype == np.int16 and not fits_int16(hu):
             voxels = voxels.astype(np.float32)
         voxels[index] = hu
     return voxels, num_padded
@@ -106,12 +106,6 @@ def _padding(hu: np.ndarray, header: SliceHeader) -> np.ndarray:
     if highest > _MAX_HU:
         raise UserError(f"values up to {highest:.0f} HU: sign or padding of the pixels are not what the header says")
     return mask
-
-
-def _fits_int16(values: np.ndarray) -> bool:
-    bounds = np.iinfo(np.int16)
-    return bool(values.min() >= bounds.min and values.max() <= bounds.max
-                and (values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))))
 
 
 def _fill_gaps(voxels: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, float, int]:

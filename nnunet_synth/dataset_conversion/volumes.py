@@ -87,11 +87,15 @@ def compact(image: SimpleITK.Image) -> SimpleITK.Image:
     import SimpleITK
     if image.GetPixelID() in (SimpleITK.sitkInt8, SimpleITK.sitkUInt8, SimpleITK.sitkInt16):
         return image
-    values = SimpleITK.GetArrayViewFromImage(image)
+    fits = fits_int16(SimpleITK.GetArrayViewFromImage(image))
+    return SimpleITK.Cast(image, SimpleITK.sitkInt16 if fits else SimpleITK.sitkFloat32)
+
+
+def fits_int16(values: np.ndarray) -> bool:
+    """Whether all values are integers that int16 can hold."""
     bounds = np.iinfo(np.int16)
-    fits = values.min() >= bounds.min and values.max() <= bounds.max
-    is_integer = values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))
-    return SimpleITK.Cast(image, SimpleITK.sitkInt16 if fits and is_integer else SimpleITK.sitkFloat32)
+    return bool(values.min() >= bounds.min and values.max() <= bounds.max
+                and (values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))))
 
 
 def value_counts(image: SimpleITK.Image) -> dict[float, int]:
