@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-7          # keeps constant images finite
@@ -28,7 +29,7 @@ EPSILON = 1e-7          # keeps constant images finite
 def gaussian_noise(x: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
     """x + std · N(0, 1). `std` [R]; `generator` on the device of `x`. (nnU-Net calls this std "noise_variance".)"""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return x + _per_row(std, x) * noise
+    return noise.mul_(_per_row(std, x)).add_(x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
@@ -40,9 +41,13 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     kernel = kernel / kernel.sum(-1, keepdim=True)                          # [R, axes, taps]
     for axis in range(1, x.ndim):
         size = x.shape[axis]
-        padded = x.index_select(axis, _beside(_reflected(torch.arange(-reach, size + reach), size), x))
+        before, after = (_beside(_reflected(torch.arange(*ends), size), x)
+                         for ends in ((-reach, 0), (size, size + reach)))
+        padded = torch.cat([x.index_select(axis, before), x, x.index_select(axis, after)], axis)
         weights = _beside(kernel[:, axis - 1], x)
-        x = sum(_per_row(weights[:, tap], x) * padded.narrow(axis, tap, size) for tap in range(len(offset)))
+        x = padded.narrow(axis, 0, size) * _per_row(weights[:, 0], x)
+        for tap in range(1, len(offset)):
+            x.addcmul_(padded.narrow(axis, tap, size), _per_row(weights[:, tap], x))
     return x
 
 
@@ -55,45 +60,32 @@ def contrast(x: Tensor, multiplier: Tensor) -> Tensor:
     """Distances from the row's mean times `multiplier` [R], clamped to the row's former range."""
     mean = x.mean(_spatial(x), keepdim=True)
     lowest, highest = _range(x)
-    return ((x - mean) * _per_row(multiplier, x) + mean).clamp(lowest, highest)
+    return (x - mean).mul_(_per_row(multiplier, x)).add_(mean).clamp_(lowest, highest)
 
 
 def low_resolution(x: Tensor, scale: Tensor) -> Tensor:
-    """Sampled down to round(scale · size) by nearest neighbour and back linearly; `scale` [R, axes], 1 = as it was.
-
-    Both steps are separable, so each axis is one linear interpolation between voxels that the coarse grid kept. Every
-    row has a grid of its own size, hence indices instead of `interpolate`.
-    """
-    for axis in range(1, x.ndim):
-        size = x.shape[axis]
-        coarse = (size * scale[:, axis - 1, None].double()).round()         # [R, 1]; halves to even, as Python's round
-        if bool((coarse == size).all()):
-            continue
-        ratio = (coarse / size).float()                                     # from here on interpolate's float32
-        at = (ratio * (torch.arange(size) + 0.5) - 0.5).clamp(min=0)        # [R, size], in voxels of the coarse grid
-        below = at.floor()
-        above = torch.minimum(below + 1, coarse.float() - 1)
-        stride = (size / coarse).float()
-        shape = [len(x), *(size if a == axis else 1 for a in range(1, x.ndim))]
-        kept_below, kept_above = (_beside(((index + 0.5) * stride).floor().clamp(max=size - 1).long().view(shape), x)
-                                  for index in (below, above))
-        x = torch.lerp(x.take_along_dim(kept_below, axis), x.take_along_dim(kept_above, axis),
-                       _beside((at - below).view(shape), x))
-    return x
+    """Sampled down to round(scale · size) by nearest neighbour and back linearly; `scale` [R, axes], 1 = as it was."""
+    size, mode = list(x.shape[1:]), {1: "linear", 2: "bilinear", 3: "trilinear"}[x.ndim - 1]
+    y = torch.empty_like(x)
+    for row, result, factors in zip(x, y, scale.tolist(), strict=True):     # every row has a coarse grid of its own
+        coarse = [round(n * factor) for n, factor in zip(size, factors, strict=True)]
+        kept = F.interpolate(row[None, None], coarse, mode="nearest-exact")
+        result.copy_(F.interpolate(kept, size, mode=mode)[0, 0])
+    return y
 
 
 def gamma(x: Tensor, exponent: Tensor) -> Tensor:
     """The row's range mapped to [0, 1], raised to `exponent` [R], mapped back, with its mean and std retained."""
     lowest, highest = _range(x)
-    extent = highest - lowest
-    y = ((x - lowest) / extent.clamp(min=EPSILON)) ** _per_row(exponent, x) * extent + lowest
+    # Not mapped back by itself: mean and std, which are those of `x`, do that.
+    y = (x - lowest).div_((highest - lowest).clamp(min=EPSILON)).pow_(_per_row(exponent, x))
     (mean, std), (y_mean, y_std) = _mean_and_std(x), _mean_and_std(y)
-    return (y - y_mean) * (std / y_std.clamp(min=EPSILON)) + mean
+    return y.sub_(y_mean).mul_(std / y_std.clamp(min=EPSILON)).add_(mean)
 
 
 def gamma_inverted(x: Tensor, exponent: Tensor) -> Tensor:
     """`gamma` of the negative image."""
-    return -gamma(-x, exponent)
+    return gamma(-x, exponent).neg_()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,8 @@ def test_low_resolution_leaves_an_axis_of_scale_one_alone():
     y = ours.low_resolution(x, torch.tensor([[1, 0.5, 0.5], [1, 0.7, 0.7]]))
     for d in range(6):
         expected = ours.low_resolution(x[:, d], torch.tensor([[0.5, 0.5], [0.7, 0.7]]))
-        torch.testing.assert_close(y[:, d], expected, rtol=0, atol=0)
+        # PyTorch rounds trilinear and bilinear interpolation differently; a neighbouring slice would weigh far more
+        torch.testing.assert_close(y[:, d], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS[1:])
