@@ -1,0 +1,48 @@
+"""How sharp is an image? Two measures that need no reference: LcGAN's blurriness in both forms its paper names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HIGH_FREQUENCY = 0.25       # cycles a pixel, half of the highest that an image can hold
+
+
+def variance_of_laplacian(image: Tensor) -> Tensor:
+    """Sharpness of each image [N, C, H, W] → [N] float64: the variance of the five-point Laplacian, borders repeated.
+
+    In squared units of the image. LcGAN's choice for "blurriness" (Mangalagiri et al., "Blurriness"; the kernel is that
+    of `scipy.ndimage.laplace`). Noise raises it too: read it beside a noise level.
+    """
+    padded = F.pad(image.double(), (1, 1, 1, 1), mode="replicate")
+    laplacian = (padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] + padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
+                 - 4 * padded[..., 1:-1, 1:-1])
+    return laplacian.flatten(1).var(1, correction=0)
+
+
+def high_frequency_share(image: Tensor, above: float = HIGH_FREQUENCY) -> Tensor:
+    """The share of an image's spectral amplitude that lies at high frequencies: [N, C, H, W] → [N] float64 in 0…1.
+
+    The Fourier form of blurriness, of which the LcGAN paper says only that blurry images lack high frequencies and that
+    a mean over the frequency domain tells so. A plain mean grows with the contrast of the image; a share of the whole
+    amplitude (its mean, the constant part, left out) does not. 0 for a constant image.
+
+    A Hann window fades the borders out: the jump from one border to the opposite one, which the Fourier transform sees
+    as an edge, would otherwise add high frequencies to every image.
+
+    Args:
+        above: in cycles a pixel; frequencies beyond this radius are called high (0.5 is the highest along an axis).
+    """
+    image = image.double()
+    height, width = image.shape[-2:]
+    fade = torch.outer(torch.hann_window(height, periodic=False, dtype=image.dtype, device=image.device),
+                       torch.hann_window(width, periodic=False, dtype=image.dtype, device=image.device))
+    centred = image - (image * fade).sum((-2, -1), keepdim=True) / fade.sum()
+    amplitude = torch.fft.fft2(centred * fade).abs()
+    vertical, horizontal = (torch.fft.fftfreq(length, dtype=image.dtype, device=image.device)
+                            for length in (height, width))
+    is_high = torch.hypot(*torch.meshgrid(vertical, horizontal, indexing="ij")) > above
+    whole = amplitude.sum((1, 2, 3))
+    is_constant = whole <= 1e-9 * (image.abs() * fade).sum((1, 2, 3))       # but for rounding
+    return torch.where(is_constant, 0.0, (amplitude * is_high).sum((1, 2, 3)) / whole)
