@@ -125,10 +125,8 @@ class _Subject:
         part = self.slices.draw(num_samples, height or self.size, width or self.size, np.random.default_rng(5))
         valid = part.valid.clone()
         valid[..., :3] = False
-        cluster = 1 + (part.image[:, 0] > 0).long()
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return SynthRequest(label=part.label, image=part.image, layout=part.layout, cluster=cluster, valid=valid,
-                            generator=generator)
+        return replace(part, valid=valid).request(generator)
 
     def draw(self, request: SynthRequest) -> Tensor:
         self.synthesizer.begin_step(torch.Generator().manual_seed(1))
@@ -138,8 +136,9 @@ class _Subject:
 class ContractSlices:
     """A `SliceSource`: bright discs (label 1) in a square "lung" (layout 1), some slices without a disc."""
 
-    def __init__(self, size: int, num_channels: int = 1, num_slices: int = 8) -> None:
+    def __init__(self, size: int, num_channels: int = 1, num_slices: int = 8, shows_labels: bool = True) -> None:
         self.size, self.num_channels, self.num_slices = size, num_channels, num_slices
+        self.shows_labels = shows_labels
 
     def draw(self, num_slices: int, height: int, width: int, rng: np.random.Generator, has_disc: bool = True) -> Slices:
         y, x = np.mgrid[:height, :width]
@@ -151,21 +150,31 @@ class ContractSlices:
             image = np.where(disc, 2.0, np.where(lung, 0.0, -1.2)) + rng.normal(0, 0.1, (height, width))
             labels.append(disc)
             images.append(np.clip(image, *RANGE))
-        label = torch.from_numpy(np.stack(labels)).long()
+        label = torch.from_numpy(np.stack(labels)).long() * self.shows_labels
         image = torch.from_numpy(np.stack(images)).float()[:, None].repeat(1, self.num_channels, 1, 1)
         return Slices(image=image, label=label, layout=torch.from_numpy(lung).long().expand_as(label).clone(),
                       valid=torch.ones_like(label, dtype=torch.bool),
-                      origin=[("contract", number) for number in range(num_slices)])
+                      origin=[("contract", number) for number in range(num_slices)], cluster=find_clusters(image))
 
     def sample(self, num_slices: int, patch_size: tuple[int, int], rng: np.random.Generator) -> Slices:
         return self.draw(num_slices, *patch_size, rng)
 
+    def unlabelled(self) -> ContractSlices:
+        return ContractSlices(self.size, self.num_channels, self.num_slices, shows_labels=False)
+
     def iterate(self, only_targets: bool, max_slices: int | None = None) -> Iterator[Slices]:
+        if only_targets and not self.shows_labels:
+            return
         for number in range(min(self.num_slices, max_slices or self.num_slices)):
             has_disc = number % 4 != 3
             if has_disc or not only_targets:
                 part = self.draw(1, self.size, self.size, np.random.default_rng([9, number]), has_disc)
                 yield replace(part, origin=[("contract", number)])
+
+
+def find_clusters(image: Tensor) -> Tensor:
+    """[N, C, H, W] → [N, H, W] int64: 1 = dark (outside), 2 = grey (lung), 3 = bright (disc)."""
+    return 1 + (image[:, 0] > -0.6).long() + (image[:, 0] > 1).long()
 
 
 def contract_meta(name: str, config: dict[str, Any], num_channels: int, size: int) -> SynthMeta:
@@ -245,6 +254,31 @@ def _follows_its_label(subject: _Subject) -> None:
     request = subject.request()
     without = replace(request, label=torch.zeros_like(request.label), generator=torch.Generator().manual_seed(0))
     assert not torch.equal(subject.draw(request), subject.draw(without)), "the image does not depend on the label"
+
+
+@_check
+def _tells_what_its_label_head_sees(subject: _Subject) -> None:
+    from nnunet_synth.errors import UserError
+    labelling = replace(subject, synthesizer=copy.deepcopy(subject.synthesizer))
+    labelling.synthesizer.label_source = "head"
+    if not subject.synthesizer.has_label_head:
+        try:
+            _drawn(labelling, labelling.request())
+        except UserError:
+            return
+        raise AssertionError("it has no label head, but label_source head was not refused")
+    request = labelling.request()
+    result, again = _drawn(labelling, request), _drawn(labelling, labelling.request())
+    assert result.label.dtype == torch.int64 and result.label.shape == request.label.shape, \
+        f"the head's label is {result.label.dtype} {tuple(result.label.shape)}, not int64 {tuple(request.label.shape)}"
+    known = [0, *(int(value) for value in subject.synthesizer.meta.semantic.label_classes)]
+    assert bool(torch.isin(result.label, torch.tensor(known)).all()), "the head's label holds no dataset label"
+    assert torch.equal(result.label, again.label), "two calls with the same seed told different labels"
+    outside = ~request.valid
+    assert torch.equal(result.label[outside], request.label[outside]), \
+        "outside the valid area the label must be the request's own"
+    expected = subject.draw(labelling.request())
+    assert torch.equal(result.image, expected), "the image must not depend on who labels it"
 
 
 @_check

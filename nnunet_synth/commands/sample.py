@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nnunet_synth.data.experiment import Experiment
-    from nnunet_synth.data.slices import FoldSlices, SliceArrays
+    from nnunet_synth.data.slice_arrays import SliceArrays
+    from nnunet_synth.data.slices import FoldSlices
     from nnunet_synth.synthesizers.base import Slices, Synthesizer
 
 HELP = "draw images with a trained synthesizer, to look at or as a dataset"
@@ -123,18 +124,15 @@ def pool_conditions(experiment: Experiment, slices: FoldSlices, synthesizer: Syn
     import numpy as np
 
     from nnunet_synth.data.layouts import CLUSTER_FACTOR
-    from nnunet_synth.data.slices import CaseSlices, random_crop, to_slices
-    from nnunet_synth.progress import progress
+    from nnunet_synth.data.slice_arrays import random_crop
+    from nnunet_synth.data.slices import to_slices
 
-    sources = [CaseSlices(folder, ids, experiment.layouts_folder, hide_labels=True)
-               for folder, ids in ((experiment.pool_folder, experiment.pool_ids),
-                                   (experiment.data_folder, experiment.unlabelled_ids)) if ids and folder.is_dir()]
-    if not sources:
+    unlabelled = slices.unlabelled()
+    if unlabelled is None:
         raise UserError(f"{experiment.dataset_name} has no preprocessed unlabelled cases: put images into imagesUl and "
                         "run nnunet_synth preprocess, or use --from labels")
-    origins = [(cases, (case_id, int(z))) for cases in sources
-               for case_id in progress(cases.case_ids, "indexing unlabelled slices")
-               for z in np.flatnonzero((cases.open(case_id)[2][:] % CLUSTER_FACTOR > 0).any((1, 2)))]
+    origins = [(cases, (case_id, z)) for cases, (case_id, z) in unlabelled.origins
+               if (cases.open(case_id)[2][z] % CLUSTER_FACTOR > 0).any()]
     donors = [origin for origin in slices.target_origins if (slices.cases.read(origin).layout > 0).any()]
     if not origins or not donors:
         which = "unlabelled" if not origins else "labelled"
@@ -182,15 +180,13 @@ def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int,
 
     import torch
 
-    from nnunet_synth.synthesizers.base import SynthRequest
     device = next(synthesizer.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     done = failures = 0
     for part in conditions:
         here = part.to(device)
         synthesizer.begin_step(generator)
-        result = synthesizer.synthesize(SynthRequest(label=here.label, image=here.image, layout=here.layout,
-                                                     valid=here.valid, generator=generator))
+        result = synthesizer.synthesize(here.request(generator))
         failures = 0 if bool(result.ok.any()) else failures + 1
         if failures == MAX_TRIES:
             raise UserError(f"synthesizer {synthesizer.name} has no style for the classes of these slices: it was "

@@ -1,60 +1,33 @@
-"""Labelled training slices of one fold, for the synthesizers: nnU-Net's preprocessed cases, cut and augmented.
+"""Training slices of one fold, for the synthesizers: nnU-Net's preprocessed cases, cut and augmented.
 
-Only the ids of the fold's labelled training cases are ever opened. Slices lie along the first axis of the preprocessed
-array, as in nnU-Net's 2d configurations.
+Only the ids of the fold's training cases are ever opened, and the labels of labelled ones alone. Slices lie along the
+first axis of the preprocessed array, as in nnU-Net's 2d configurations.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from scipy.ndimage import affine_transform, binary_fill_holes
+from scipy.ndimage import binary_fill_holes
 
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout
+from nnunet_synth.data.slice_arrays import SliceArrays, random_crop, random_position
 from nnunet_synth.errors import UserError
 from nnunet_synth.progress import progress
 from nnunet_synth.synthesizers.base import Slices
 
-P_ROTATION, MAX_ROTATION = 0.2, np.deg2rad(15)
-P_SCALING, SCALING = 0.2, (0.8, 1.25)
 CACHE_BYTES = 1024 ** 3
 
 Origin = tuple[str, int]        # case id, index along the slice axis
-
-
-@dataclass(frozen=True)
-class SliceArrays:
-    """One clean slice or crop of it.
-
-    Attributes:
-        image: [C, H, W] float32, network intensities; 0 outside the array, as nnU-Net pads.
-        label: [H, W] int16, 0 where the annotation is −1 or ignored.
-        layout: [H, W] int16 anatomy, 0 = none.
-        valid: [H, W] bool, False where the annotation is −1 (but for holes) or ignored, and outside the array.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    layout: np.ndarray
-    valid: np.ndarray
-
-    def map(self, function: Callable[[np.ndarray, int], np.ndarray]) -> SliceArrays:
-        """`function(array [n, H, W], order of interpolation)` for each of the four."""
-        maps = (function(array[None], 0)[0] for array in (self.label, self.layout, self.valid))
-        return SliceArrays(function(self.image, 1), *maps)
-
-    @property
-    def nbytes(self) -> int:
-        return self.image.nbytes + self.label.nbytes + self.layout.nbytes + self.valid.nbytes
 
 
 class CaseSlices:
@@ -108,7 +81,8 @@ class CaseSlices:
             valid &= segmentation != self._ignore_label
         label = np.where(valid & (segmentation > 0) & (not self._hide_labels), segmentation, 0)
         return SliceArrays(image=np.ascontiguousarray(image, dtype=np.float32), label=label.astype(np.int16),
-                           layout=(layout % CLUSTER_FACTOR).astype(np.int16), valid=valid)
+                           layout=(layout % CLUSTER_FACTOR).astype(np.int16),
+                           cluster=(layout // CLUSTER_FACTOR).astype(np.int16), valid=valid)
 
 
 class FoldSlices:
@@ -125,6 +99,7 @@ class FoldSlices:
 
     def __init__(self, experiment: Experiment, case_ids: Sequence[str] | None = None,
                  target_labels: Sequence[int] | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        self._experiment = experiment
         self.case_ids = list(experiment.train_ids if case_ids is None else case_ids)
         self.target_labels = sorted(experiment.foreground_labels.values() if target_labels is None else target_labels)
         _check_cases(experiment, self.case_ids)
@@ -152,7 +127,7 @@ class FoldSlices:
             pool = self.target_origins if has_target else self.origins
             origin = pool[rng.integers(len(pool))]
             whole = self.cases.read(origin)
-            focus = _random_position(np.isin(whole.label, self.target_labels), rng) if has_target else None
+            focus = random_position(np.isin(whole.label, self.target_labels), rng) if has_target else None
             crops.append(random_crop(whole, tuple(patch_size), focus, rng))
             origins.append(origin)
         return to_slices(crops, origins)
@@ -163,16 +138,54 @@ class FoldSlices:
         for number in _evenly(len(pool), max_slices):
             yield to_slices([self.cases.read(pool[number])], [pool[number]])
 
+    def unlabelled(self) -> UnlabelledSlices | None:
+        return self._unlabelled
+
+    @cached_property
+    def _unlabelled(self) -> UnlabelledSlices | None:
+        slices = UnlabelledSlices(self._experiment)
+        return slices if slices.origins else None
+
     def _index(self, case_id: str) -> None:
         """List the slices of a case. The whole annotation is read: `class_locations` is a sample that misses slices."""
         _, segmentation, layout = self.cases.open(case_id)
-        segmentation, anatomy = segmentation[0], layout[:] % CLUSTER_FACTOR
-        axes = (1, 2)
-        has_target = np.isin(segmentation, self.target_labels).any(axes)
-        # Whole CT volumes hold many slices far from the organ: where anatomy is known, a slice shows some of it.
-        shows = (anatomy > 0).any(axes) if anatomy.any() else (segmentation >= 0).any(axes)
+        has_target = np.isin(segmentation[0], self.target_labels).any((1, 2))
+        shows = _shows_something(segmentation, layout)
         self.origins += [(case_id, int(z)) for z in np.flatnonzero(shows | has_target)]
         self.target_origins += [(case_id, int(z)) for z in np.flatnonzero(has_target)]
+
+
+class UnlabelledSlices:
+    """The unlabelled training slices of a fold, a `SliceSource`: the preprocessed pool, and cases whose labels the fold
+    hides. Their labels are never read: label 0 everywhere.
+
+    Attributes:
+        origins: where each slice that shows something can be read.
+    """
+
+    def __init__(self, experiment: Experiment, cache_bytes: int = CACHE_BYTES) -> None:
+        sources = [CaseSlices(folder, ids, experiment.layouts_folder, hide_labels=True, cache_bytes=cache_bytes // 2)
+                   for folder, ids in ((experiment.pool_folder, experiment.pool_ids),
+                                       (experiment.data_folder, experiment.unlabelled_ids)) if ids and folder.is_dir()]
+        self.origins: list[tuple[CaseSlices, Origin]] = [
+            (cases, (case_id, int(z))) for cases in sources
+            for case_id in progress(cases.case_ids, "indexing unlabelled slices")
+            for z in np.flatnonzero(_shows_something(*cases.open(case_id)[1:]))]
+
+    def sample(self, num_slices: int, patch_size: tuple[int, int], rng: np.random.Generator) -> Slices:
+        """Random crops of slices drawn uniformly; flips, rotation and scaling as `FoldSlices`."""
+        chosen = [self.origins[number] for number in rng.integers(len(self.origins), size=num_slices)]
+        crops = [random_crop(cases.read(origin), tuple(patch_size), None, rng) for cases, origin in chosen]
+        return to_slices(crops, [origin for _, origin in chosen])
+
+    def iterate(self, only_targets: bool, max_slices: int | None = None) -> Iterator[Slices]:
+        """Whole clean slices, one at a time, in a fixed order; none is a target."""
+        for number in [] if only_targets else _evenly(len(self.origins), max_slices):
+            cases, origin = self.origins[number]
+            yield to_slices([cases.read(origin)], [origin])
+
+    def unlabelled(self) -> UnlabelledSlices:
+        return self
 
 
 def to_slices(arrays: Sequence[SliceArrays], origins: Sequence[Origin]) -> Slices:
@@ -181,7 +194,8 @@ def to_slices(arrays: Sequence[SliceArrays], origins: Sequence[Origin]) -> Slice
         return torch.from_numpy(np.stack([getattr(part, name) for part in arrays])).to(dtype)
 
     return Slices(image=stack("image", torch.float32), label=stack("label", torch.int64),
-                  layout=stack("layout", torch.int64), valid=stack("valid", torch.bool), origin=list(origins))
+                  layout=stack("layout", torch.int64), valid=stack("valid", torch.bool), origin=list(origins),
+                  cluster=stack("cluster", torch.int64))
 
 
 def _check_cases(experiment: Experiment, case_ids: Sequence[str]) -> None:
@@ -195,63 +209,15 @@ def _check_cases(experiment: Experiment, case_ids: Sequence[str]) -> None:
                         f"{experiment.data_folder}: run nnUNetv2_plan_and_preprocess again")
 
 
+def _shows_something(segmentation: Any, layout: Any) -> np.ndarray:
+    """[z] bool. Whole CT volumes hold many slices far from the organ: where anatomy is known, a slice shows some."""
+    anatomy = layout[:] % CLUSTER_FACTOR > 0
+    shown = anatomy if anatomy.any() else segmentation[0] >= 0
+    return shown.any((1, 2))
+
+
 def _evenly(length: int, at_most: int | None) -> list[int]:
     """At most `at_most` of 0 … length − 1, evenly spread, first and last included."""
     if at_most is None or at_most >= length:
         return list(range(length))
     return np.linspace(0, length - 1, at_most).round().astype(int).tolist()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Random crops
-
-
-def random_crop(whole: SliceArrays, patch_size: tuple[int, int], focus: tuple[int, int] | None,
-                 rng: np.random.Generator) -> SliceArrays:
-    """A crop of `patch_size` that holds the pixel `focus`, flipped, rotated and scaled at random."""
-    corner = [_random_start(length, size, None if focus is None else focus[axis], rng)
-              for axis, (length, size) in enumerate(zip(whole.label.shape, patch_size, strict=True))]
-    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION) if rng.random() < P_ROTATION else 0.0
-    scale = np.exp(rng.uniform(*np.log(SCALING))) if rng.random() < P_SCALING else 1.0
-    flipped = [axis - 2 for axis in (0, 1) if rng.random() < 0.5]
-    if angle or scale != 1:
-        cropped = whole.map(lambda array, order: _turn(array, corner, patch_size, angle, scale, order))
-    else:
-        cropped = whole.map(lambda array, order: _cut(array, corner, patch_size))
-    return cropped.map(lambda array, order: np.flip(array, flipped))
-
-
-def _random_position(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-    chosen = rng.choice(np.flatnonzero(mask))
-    return divmod(int(chosen), mask.shape[1])
-
-
-def _random_start(length: int, size: int, focus: int | None, rng: np.random.Generator) -> int:
-    """Where a crop of `size` begins on an axis of `length`; a smaller axis is centred (negative start)."""
-    if length <= size:
-        return -((size - length) // 2)
-    lowest, highest = 0, length - size
-    if focus is not None:
-        lowest, highest = max(lowest, focus - size + 1), min(highest, focus)
-    return int(rng.integers(lowest, highest + 1))
-
-
-def _cut(array: np.ndarray, corner: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """[n, H, W] → [n, *size] beginning at `corner`, zeros outside."""
-    cropped = np.zeros((len(array), *size), array.dtype)
-    source = [slice(max(start, 0), start + length) for start, length in zip(corner, size, strict=True)]
-    found = array[:, source[0], source[1]]
-    top, left = (max(-start, 0) for start in corner)
-    cropped[:, top:top + found.shape[1], left:left + found.shape[2]] = found
-    return cropped
-
-
-def _turn(array: np.ndarray, corner: Sequence[int], size: tuple[int, int], angle: float, scale: float,
-          order: int) -> np.ndarray:
-    """`_cut` after turning by `angle` (radians) and magnifying by `scale` about the crop's centre."""
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    centre = (np.asarray(size) - 1) / 2
-    offset = np.asarray(corner) + centre - matrix @ centre
-    numbers = array.astype(np.uint8) if array.dtype == bool else array
-    return np.stack([affine_transform(channel, matrix, offset, output_shape=size, order=order, cval=0)
-                     for channel in numbers]).astype(array.dtype)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, median_filter
 from torch import Tensor
 
-from nnunet_synth.synthesizers.base import Slices, SliceSource, Synthesizer, SynthRequest
+from nnunet_synth.evaluation.sharpness import variance_of_laplacian
+from nnunet_synth.synthesizers.base import Slices, SliceSource, Synthesizer
 
 NUM_BINS = 128              # of intensity, when the interval is searched
 NUM_REAL_SLICES = 64        # on which the segmenter is fitted and tried
@@ -141,7 +141,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Intensities and sharpness
+# Intensities
 
 
 def lesion_histogram_kl(real: np.ndarray, synthetic: np.ndarray, num_bins: int = 64,
@@ -164,14 +164,6 @@ def lesion_histogram_kl(real: np.ndarray, synthetic: np.ndarray, num_bins: int =
 
     p, q = density(real), density(synthetic)
     return float((p * np.log(p / q)).sum())
-
-
-def variance_of_laplacian(image: Tensor) -> Tensor:
-    """Sharpness of each image [N, C, H, W] → [N]: the variance of the five-point Laplacian (LcGAN's blurriness)."""
-    padded = F.pad(image.double(), (1, 1, 1, 1), mode="replicate")
-    laplacian = (padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] + padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
-                 - 4 * padded[..., 1:-1, 1:-1])
-    return laplacian.flatten(1).var(1, correction=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -222,6 +214,5 @@ def draw_for_labels(synthesizer: Synthesizer, slices: SliceSource, num_images: i
         part = slices.sample(min(batch_size, num_images - start), patch_size, rng)
         here = part.to(device)
         synthesizer.begin_step(generator)
-        result = synthesizer.synthesize(SynthRequest(label=here.label, image=here.image, layout=here.layout,
-                                                     valid=here.valid, generator=generator))
+        result = synthesizer.synthesize(here.request(generator))
         yield part, result.image.cpu(), result.ok.cpu()

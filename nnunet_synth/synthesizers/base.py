@@ -86,6 +86,7 @@ class Slices:
         layout: [N, H, W] int64 anatomy, 0 = none.
         valid: [N, H, W] bool, False where nnU-Net padded or the annotator was told to ignore.
         origin: (case id, index along the slice axis) of each slice.
+        cluster: [N, H, W] int64 cached cluster ids, 0 = none; None = nobody looked.
     """
 
     image: Tensor
@@ -93,10 +94,17 @@ class Slices:
     layout: Tensor
     valid: Tensor
     origin: list[tuple[str, int]]
+    cluster: Tensor | None = None
 
     def to(self, device: torch.device) -> Slices:
+        cluster = None if self.cluster is None else self.cluster.to(device)
         return replace(self, image=self.image.to(device), label=self.label.to(device),
-                       layout=self.layout.to(device), valid=self.valid.to(device))
+                       layout=self.layout.to(device), valid=self.valid.to(device), cluster=cluster)
+
+    def request(self, generator: torch.Generator | None = None) -> SynthRequest:
+        """Draw these labels anew, in the anatomy of these slices."""
+        return SynthRequest(label=self.label, image=self.image, layout=self.layout, cluster=self.cluster,
+                            valid=self.valid, generator=generator)
 
 
 class SliceSource(Protocol):
@@ -108,6 +116,10 @@ class SliceSource(Protocol):
 
     def iterate(self, only_targets: bool, max_slices: int | None = None) -> Iterator[Slices]:
         """Whole clean slices, one at a time ([1, …]), in a fixed order; `only_targets` = those of N+."""
+        ...
+
+    def unlabelled(self) -> SliceSource | None:
+        """Unlabelled training slices: label 0 everywhere, never targets; None = there are none."""
         ...
 
 
@@ -203,6 +215,7 @@ class Synthesizer(nn.Module, ABC):
         self.meta = meta
         self.config = config
         self.style = StyleOptions()
+        self.label_source = "pseudo"    # or "head": what `SynthResult.label` is, where there is a label head
 
     # -- what a subclass provides ------------------------------------------------------------------------------------
 
@@ -240,6 +253,15 @@ class Synthesizer(nn.Module, ABC):
     def _decode(self, request: Prepared) -> Tensor:
         """[N, C, H, W] in [-1, 1]: the only part that is compiled."""
 
+    @property
+    def has_label_head(self) -> bool:
+        """Whether it can tell which label its image shows (`_decode_with_label`)."""
+        return False
+
+    def _decode_with_label(self, request: Prepared) -> tuple[Tensor, Tensor]:
+        """`_decode`'s image, and [N, H, W] int64 the dataset label that a head of this synthesizer sees in it."""
+        raise NotImplementedError(f"{self.name} has no segmentation head")
+
     def _is_drawable(self, request: Prepared) -> Tensor:
         """[N] bool: False where a needed style does not exist."""
         return torch.ones(len(request.semantic), dtype=torch.bool, device=request.semantic.device)
@@ -265,8 +287,13 @@ class Synthesizer(nn.Module, ABC):
     @torch.no_grad()
     def synthesize(self, request: SynthRequest) -> SynthResult:
         """Draw one image for each label. Never in the autograd graph, always in eval mode (batch statistics would
-        let the companions in a batch leak into each other)."""
+        let the companions in a batch leak into each other).
+
+        Raises:
+            UserError: the request lacks what the synthesizer `needs`, or `label_source` is a head that it lacks.
+        """
         assert not self.training, "call eval() on the synthesizer first"
+        self.check_label_source()
         for part in self.needs:
             if getattr(request, part) is None:
                 raise UserError(f"synthesizer {self.name} needs the {part} of the unlabelled image")
@@ -275,27 +302,36 @@ class Synthesizer(nn.Module, ABC):
         flat = _fold_slices(request)
         chunks = [self._synthesize_chunk(_select(flat, slice(start, start + self.max_slices_per_call)))
                   for start in range(0, len(flat.label), self.max_slices_per_call)]
-        image = torch.cat([image for image, _ in chunks])
-        drawable = torch.cat([drawable for _, drawable in chunks])
+        image, label, drawable = (torch.cat(parts) for parts in zip(*chunks, strict=True))
 
         num_samples = len(request.label)
         if len(spatial) == 3:
             image = image.unflatten(0, (num_samples, spatial[0])).transpose(1, 2).contiguous()
         # A 3D sample is usable only when each of its slices is.
-        return SynthResult(image=image, label=request.label.clone(), ok=drawable.view(num_samples, -1).all(1))
+        return SynthResult(image=image, label=label.view_as(request.label), ok=drawable.view(num_samples, -1).all(1))
 
-    def _synthesize_chunk(self, request: SynthRequest) -> tuple[Tensor, Tensor]:
+    def check_label_source(self) -> None:
+        """Raises UserError where `label_source` is a head that this synthesizer does not have."""
+        if self.label_source == "head" and not self.has_label_head:
+            raise UserError(f"label_source head needs a synthesizer with a segmentation head, {self.name} has none: "
+                            "set it to pseudo")
+
+    def _synthesize_chunk(self, request: SynthRequest) -> tuple[Tensor, Tensor, Tensor]:
         prepared = self._prepare(request)
         device_type = request.label.device.type
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
-            drawn = self._decode(prepared)
         height, width = request.label.shape[1:]
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
+            if self.label_source == "head":
+                drawn, seen = self._decode_with_label(prepared)
+                label = torch.where(prepared.valid, seen, prepared.label)[:, :height, :width].contiguous()
+            else:
+                drawn, label = self._decode(prepared), request.label.clone()
         image = self.from_unit(drawn[..., :height, :width].float())
         if request.valid is not None:
             # Outside the scanned area (padding, masked background) the synthetic image is what the real one is.
             outside = torch.zeros_like(image) if request.image is None else request.image.to(image.dtype)
             image = torch.where(request.valid[:, None], image, outside)
-        return image.contiguous(), self._is_drawable(prepared)
+        return image.contiguous(), label, self._is_drawable(prepared)
 
     def _prepare(self, request: SynthRequest) -> Prepared:
         label = request.label

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nnunet_synth.atomic import write_text
 from nnunet_synth.errors import UserError
 from nnunet_synth.progress import progress
-from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta, SynthRequest
+from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta
 from nnunet_synth.synthesizers.checkpoint import load_train_state, save_synthesizer, save_train_state
 from nnunet_synth.synthesizers.ema import ExponentialMovingAverage, reestimate_batch_norm
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_curves, write_gallery
@@ -303,9 +303,7 @@ def draw_gallery(synthesizer: Synthesizer, conditions: Slices, target: Path, see
     synthesizer.style = replace(style, source="self")
     try:
         synthesizer.begin_step(generator)
-        drawn = synthesizer.synthesize(SynthRequest(label=on_device.label, image=on_device.image,
-                                                    layout=on_device.layout, valid=on_device.valid,
-                                                    generator=generator)).image
+        drawn = synthesizer.synthesize(on_device.request(generator)).image
     finally:
         synthesizer.style = style
     real, synthetic = (synthesizer.to_unit(image).where(on_device.valid[:, None], -1).cpu().numpy()

@@ -86,9 +86,6 @@ class ConfiguredTrainer(nnUNetTrainer):
     @classmethod
     def check_settings(cls, settings: TrainerConfig) -> None:
         """Raise UserError for settings that this trainer has no use for."""
-        if settings.label_source != "pseudo":
-            raise UserError("label_source head needs a synthesizer with a segmentation head (UM2I, CS2): set it to "
-                            "pseudo")
         if settings.synthetic_accept_threshold is not None:
             raise UserError("synthetic_accept_threshold needs the real-against-synthetic classifier of nnunet_synth "
                             "select, which this version does not have; set it to null")
@@ -213,6 +210,8 @@ class ConfiguredTrainer(nnUNetTrainer):
             transforms = self.get_training_transforms(
                 patch_size, rotation, deep_supervision_scales, mirror_axes, dummy_2d,
                 use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **labels)
+            if self.augments_on_device:
+                return ComposeTransforms([MarkHoles()])
             return transforms if num_processes else without_benchmarks(transforms)
 
         cases_tr, cases_val = (CasesWithLayout(dataset, self.experiment.layouts_folder)

@@ -83,6 +83,8 @@ class Synthesis:
             patch_size=experiment.configuration_manager.patch_size,
             spacing=experiment.configuration_manager.spacing, pretrain_command=pretrain_command(experiment, settings))
         synthesizer.style = StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
+        synthesizer.label_source = settings.label_source
+        synthesizer.check_label_source()
         synthesizer.fit_pool(FoldSlices(experiment, experiment.train_ids))
         return cls(synthesizer, settings, device, seed, ignore_axes), warnings
 

@@ -11,7 +11,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_synth.commands.preprocess import preprocess
 from nnunet_synth.data.experiment import load_experiment
-from nnunet_synth.data.slices import CaseSlices, FoldSlices, SliceArrays, _cut, _evenly, random_crop
+from nnunet_synth.data.slice_arrays import SliceArrays, _cut, random_crop
+from nnunet_synth.data.slices import CaseSlices, FoldSlices, _evenly
 from nnunet_synth.errors import UserError
 from tests.conftest import DATASET_ID
 
@@ -158,7 +159,31 @@ def test_clusters_are_split_off_and_a_missing_layout_is_none(experiment):
     (experiment.layouts_folder / f"{second}.b2nd").unlink()
     cases = CaseSlices(experiment.data_folder, [first, second], experiment.layouts_folder)
     assert np.array_equal(cases.read((first, 1)).layout, layout[1])
+    assert (cases.read((first, 1)).cluster == 7).all() and not cases.read((second, 1)).cluster.any()
     assert not cases.read((second, 1)).layout.any()
+
+
+def test_unlabelled_slices_are_the_pool_and_the_hidden_cases_without_their_labels(experiment):
+    *kept, hidden = experiment.train_ids
+    split = {"train": kept, "unlabelled": [hidden], "val": experiment.val_ids}
+    (experiment.preprocessed_folder / "splits_final.json").write_text(json.dumps([split]))
+    again = load_experiment(DATASET_ID, "2d", 0)
+    found = list(FoldSlices(again).unlabelled().iterate(False))
+    assert {part.origin[0][0] for part in found} == {hidden, *again.pool_ids} and again.pool_ids
+    assert not any(part.label.any() for part in found)
+    part = next(part for part in found if part.origin[0][0] == hidden)
+    image, _, layout = stored(again, hidden)
+    z = part.origin[0][1]
+    assert np.array_equal(part.image[0].numpy(), image[:, z]) and np.array_equal(part.layout[0].numpy(), layout[z])
+    drawn = FoldSlices(again).unlabelled().sample(40, (32, 32), np.random.default_rng(0))
+    assert not drawn.label.any() and {case_id for case_id, _ in drawn.origin} == {hidden, *again.pool_ids}
+    assert list(FoldSlices(again).unlabelled().iterate(True)) == []
+
+
+def test_without_unlabelled_cases_there_are_no_unlabelled_slices(experiment):
+    for image in (experiment.raw_folder / "imagesUl").iterdir():
+        image.unlink()
+    assert FoldSlices(load_experiment(DATASET_ID, "2d", 0)).unlabelled() is None
 
 
 def test_the_cache_is_bounded_and_changes_nothing(experiment):
@@ -221,10 +246,10 @@ def whole_slice(height=40, width=50):
     layout = np.zeros_like(label)
     layout[5:35, 5:45] = 2
     image = np.where(label, 5.0, layout).astype(np.float32)[None] + rng.normal(0, 1e-3, (1, height, width))
-    return SliceArrays(image.astype(np.float32), label, layout, np.ones(label.shape, bool))
+    return SliceArrays(image.astype(np.float32), label, layout, 7 * label, np.ones(label.shape, bool))
 
 
-def test_all_four_maps_move_together():
+def test_all_five_maps_move_together():
     whole = whole_slice()
     moved = 0
     for seed in range(60):
@@ -236,6 +261,7 @@ def test_all_four_maps_move_together():
         assert agree.mean() > 0.9, seed
         assert crop.label.any(), seed       # the focus is in the crop
         assert set(np.unique(crop.label)) <= {0, 1} and set(np.unique(crop.layout)) <= {0, 2}
+        assert np.array_equal(crop.cluster, 7 * crop.label)
         moved += not agree.all()
     assert moved > 5        # some were really turned
 
@@ -257,7 +283,7 @@ def test_padding_is_centred_and_not_valid():
     padded = _cut(whole, (-2, -1), (8, 8))
     assert padded.sum() == 24 and padded[0, 2:6, 1:7].all()
     nothing = np.zeros((4, 6), np.int16)
-    crop = random_crop(SliceArrays(whole, nothing, nothing, np.ones((4, 6), bool)), (8, 8), None,
+    crop = random_crop(SliceArrays(whole, nothing, nothing, nothing, np.ones((4, 6), bool)), (8, 8), None,
                        np.random.default_rng(2))
     assert crop.valid.sum() == 24 and np.array_equal(crop.image[0] == 1, crop.valid)
 

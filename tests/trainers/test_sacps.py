@@ -180,10 +180,14 @@ def test_resume_from_a_stock_or_damaged_checkpoint(planned_dataset: Path) -> Non
 
 
 def test_settings_that_need_a_later_version_are_refused(planned_dataset: Path) -> None:
-    with pytest.raises(UserError, match="label_source"):
-        make_trainer(CPSTrainer, planned_dataset, label_source="head")
     with pytest.raises(UserError, match="synthetic_accept_threshold"):
         make_trainer(CPSTrainer, planned_dataset, synthetic_accept_threshold=0.1)
+
+
+def test_a_label_head_that_the_synthesizer_lacks_is_refused(planned_dataset: Path) -> None:
+    save_untrained_sean()
+    with pytest.raises(UserError, match="sean has none"):
+        make_trainer(SACPSTrainer, planned_dataset, label_source="head").run_training()
 
 
 def test_no_cuda_when_asked_for(planned_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
