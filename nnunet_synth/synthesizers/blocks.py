@@ -1,60 +1,25 @@
-"""Building blocks that several synthesizers share: multi-scale patch discriminator, spectral norm, initialisation."""
+"""Building blocks that several synthesizers share: normalisation, initialisation, spectral norm, freezing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from nnunet_synth.errors import UserError
+
 LEAK = 0.2      # slope of every LeakyReLU in SPADE, SEAN and pix2pixHD
+NORMS = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Discriminator
-
-
-class PatchDiscriminator(nn.Module):
-    """One scale: 4×4 convolutions, padding 2, of stride 2 (`num_layers` of them, the width doubling up to 8×), then
-    one of stride 1 to a single logit a patch. All but the first strided one have instance norm and spectral norm.
-    """
-
-    def __init__(self, in_channels: int, width: int = 64, num_layers: int = 3) -> None:
-        super().__init__()
-        widths = [min(width * 2 ** layer, width * 8) for layer in range(num_layers)]
-        first = nn.Sequential(nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(LEAK))
-        middle = [nn.Sequential(spectral_norm(nn.Conv2d(before, after, 4, stride=2, padding=2, bias=False)),
-                                nn.InstanceNorm2d(after), nn.LeakyReLU(LEAK))
-                  for before, after in zip(widths, widths[1:], strict=False)]
-        self.layers = nn.ModuleList([first, *middle, nn.Conv2d(widths[-1], 1, 4, padding=2)])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[N, C, H, W] → the features of every layer, the last one = logits."""
-        features = []
-        for layer in self.layers:
-            x = layer(x)
-            features.append(x)
-        return features
-
-
-class MultiScaleDiscriminator(nn.Module):
-    """The same patch discriminator on the image and on its 2× averaged copies (pix2pixHD §3.2; SEAN: two scales)."""
-
-    def __init__(self, in_channels: int, width: int = 64, num_layers: int = 3, num_scales: int = 2) -> None:
-        super().__init__()
-        self.scales = nn.ModuleList(PatchDiscriminator(in_channels, width, num_layers) for _ in range(num_scales))
-
-    def forward(self, x: Tensor) -> list[list[Tensor]]:
-        """[N, C, H, W] (condition and image, concatenated) → [scale][layer] feature maps."""
-        features = []
-        for scale, discriminator in enumerate(self.scales):
-            if scale > 0:
-                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
-            features.append(discriminator(x))
-        return features
+def normalisation(kind: str, channels: int) -> nn.Module:
+    """"instance" (without learned scale and shift, as pix2pixHD) or "batch". Raises UserError for another kind."""
+    if kind not in NORMS:
+        raise UserError(f"norm {kind!r} is unknown; known: {', '.join(NORMS)}")
+    return NORMS[kind](channels)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -66,6 +31,15 @@ def init_xavier(module: nn.Module, gain: float) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.xavier_normal_(layer.weight, gain=gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def init_normal(module: nn.Module, std: float = 0.02) -> None:
+    """N(0, std) weights and zero biases for every convolution and linear layer (pix2pix, pix2pixHD)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(layer.weight, 0, std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -37,13 +37,13 @@ from nnunet_synth.synthesizers.base import (
 )
 from nnunet_synth.synthesizers.blocks import (
     LEAK,
-    MultiScaleDiscriminator,
     add_spectral_norm,
     fold_spectral_norm,
     frozen,
     init_xavier,
     plain_state,
 )
+from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.style_encoder import StyleEncoder
 from nnunet_synth.synthesizers.style_pool import MAX_CODES, MIN_TARGET_PIXELS, StyleCode, StylePool
 
@@ -379,7 +379,8 @@ class SEANStage(Stage):
         self.generator = sean.generator
         add_spectral_norm(self.generator.decoder.trunk())
         self.discriminator = MultiScaleDiscriminator(len(semantic) + len(sean.meta.channel_names), config.ndf,
-                                                     config.num_discriminator_layers, config.num_scales)
+                                                     config.num_discriminator_layers, config.num_scales,
+                                                     spectral=True, widened=False)
         init_xavier(self.discriminator, config.init_gain)
         self.perceptual = perceptual
         self.l1_weight = config.l1_weight

@@ -19,7 +19,8 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers import ace
 from nnunet_synth.synthesizers.ace import FoldedLabels, PatternLabels
 from nnunet_synth.synthesizers.base import Slices, StyleOptions, SynthMeta, SynthRequest
-from nnunet_synth.synthesizers.blocks import MultiScaleDiscriminator, add_spectral_norm, fold_spectral_norm
+from nnunet_synth.synthesizers.blocks import add_spectral_norm, fold_spectral_norm
+from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.pretrain import pretrain
 from nnunet_synth.synthesizers.sean import SEAN, Decoder, SEANConfig
 from nnunet_synth.synthesizers.semantic import SemanticClasses
@@ -598,7 +599,7 @@ def test_a_class_that_no_labelled_slice_has() -> None:
 
 
 def test_discriminator_is_the_published_one() -> None:
-    discriminator = MultiScaleDiscriminator(NUM_CLASSES + 1)
+    discriminator = MultiScaleDiscriminator(NUM_CLASSES + 1, spectral=True, widened=False)
     features = discriminator(torch.randn(1, NUM_CLASSES + 1, 64, 64))
     assert [[tuple(layer.shape[1:]) for layer in scale] for scale in features] == [
         [(64, 33, 33), (128, 17, 17), (256, 9, 9), (1, 10, 10)], [(64, 17, 17), (128, 9, 9), (256, 5, 5), (1, 6, 6)]]
