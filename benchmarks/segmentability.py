@@ -29,8 +29,8 @@ from nnunet_synth.evaluation.image_quality import (
     dice,
     lesion_histogram_kl,
     segmentability,
-    variance_of_laplacian,
 )
+from nnunet_synth.evaluation.sharpness import variance_of_laplacian
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Slices, StyleOptions, Synthesizer, SynthMeta, SynthRequest
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_gallery

@@ -69,7 +69,7 @@ def load_vgg19(weights_file: str | Path | None = None) -> VGG19Features | None:
 def _load_cached() -> VGG19Features | None:
     from torchvision.models import VGG19_Weights
     try:
-        with _impatient():
+        with impatient():
             state = torch.hub.load_state_dict_from_url(VGG19_Weights.IMAGENET1K_V1.url, map_location="cpu",
                                                        progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError):     # URLError is an OSError; RuntimeError: a damaged or cut-off download
@@ -78,7 +78,7 @@ def _load_cached() -> VGG19Features | None:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """Machines without internet often drop packets instead of refusing: do not wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SECONDS_TO_WAIT)

@@ -6,7 +6,7 @@ import scipy.ndimage
 import torch
 
 from nnunet_synth.evaluation.sharpness import high_frequency_share, variance_of_laplacian
-from tests.reference import image_quality, sharpness
+from tests.reference import sharpness
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def images():
 def test_variance_of_laplacian_equals_the_reference_and_scipy(images):
     found = variance_of_laplacian(images).numpy()
     for image, value in zip(images[:, 0].numpy(), found, strict=True):
-        assert value == pytest.approx(image_quality.variance_of_laplacian(image), rel=1e-12)
+        assert value == pytest.approx(sharpness.variance_of_laplacian(image), rel=1e-12)
         assert value == pytest.approx(scipy.ndimage.laplace(image, mode="nearest").var(), rel=1e-12)
 
 

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_synth.quality.frechet import frechet_distance
+from nnunet_synth.quality import frechet
 from nnunet_synth.quality.kernel_distance import kernel_distance
 from nnunet_synth.quality.moments import Moments
 from tests.reference import frechet as reference
+
+
+def frechet_distance(*sets):
+    """Of moments, as they are gathered."""
+    return frechet.frechet_distance(*map(frechet.Gaussian.of, sets))
 
 
 def moments(features, batch=7):

@@ -16,19 +16,6 @@ def best_interval(values: np.ndarray, is_lesion: np.ndarray, edges: np.ndarray) 
     return best
 
 
-def variance_of_laplacian(image: np.ndarray) -> float:
-    """Five-point Laplacian with the border repeated, pixel by pixel; then its variance."""
-    height, width = image.shape
-    laplacian = np.zeros((height, width))
-    for y in range(height):
-        for x in range(width):
-            total = -4.0 * image[y, x]
-            for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-                total += image[min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
-            laplacian[y, x] = total
-    return float(np.mean((laplacian - laplacian.mean()) ** 2))
-
-
 def kl(p: np.ndarray, q: np.ndarray) -> float:
     """Σ p log(p / q)."""
     return float(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))

@@ -1,6 +1,19 @@
-"""Sharpness in the frequency domain, term by term."""
+"""Measures of sharpness, term by term."""
 
 import numpy as np
+
+
+def variance_of_laplacian(image: np.ndarray) -> float:
+    """Five-point Laplacian with the border repeated, pixel by pixel; then its variance."""
+    height, width = image.shape
+    laplacian = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            total = -4.0 * image[y, x]
+            for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+                total += image[min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
+            laplacian[y, x] = total
+    return float(np.mean((laplacian - laplacian.mean()) ** 2))
 
 
 def high_frequency_share(image: np.ndarray, above: float) -> float:
