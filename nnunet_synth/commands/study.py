@@ -70,8 +70,8 @@ def study(name: str | Path, *, folder: str | Path | None = None, dry_run: bool =
     from nnunet_synth.commands.pretrain import find_device
     from nnunet_synth.study.board import Board
     from nnunet_synth.study.graph import runs_of
+    from nnunet_synth.study.parse import find_study, read_study
     from nnunet_synth.study.place import Place
-    from nnunet_synth.study.plan import find_study, read_study
     from nnunet_synth.study.runner import Runner, run_one, study_lock
 
     if budget_minutes is not None and not budget_minutes >= 0:

@@ -9,8 +9,8 @@ import pytest
 from nnunet_synth.errors import UserError
 from nnunet_synth.study.graph import runs_of
 from nnunet_synth.study.learn import Train
+from nnunet_synth.study.parse import parse_study
 from nnunet_synth.study.place import Place
-from nnunet_synth.study.plan import parse_study
 
 DATASET = "Dataset701_Tiny"
 STUDY = {"name": "small", "datasets": {"lungs": {"id": 701, "folds": [0], "labelled": [2]}}, "seeds": [0],

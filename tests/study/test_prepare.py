@@ -7,8 +7,8 @@ import pytest
 from nnunet_synth.commands.configure import configure
 from nnunet_synth.errors import UserError
 from nnunet_synth.study.graph import runs_of
+from nnunet_synth.study.parse import parse_study
 from nnunet_synth.study.place import Place
-from nnunet_synth.study.plan import parse_study
 from nnunet_synth.study.run import Run
 
 DATASET = "Dataset701_Tiny"

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.study import plan as plan_module
-from nnunet_synth.study.plan import STUDIES, TrainingData, find_study, parse_study, read_study, slug_of
+from nnunet_synth.study import parse
+from nnunet_synth.study.parse import STUDIES, find_study, parse_study, read_study
+from nnunet_synth.study.plan import TrainingData, slug_of
 
 FILE = """
 name: small
@@ -134,13 +135,10 @@ def test_broken_files(tmp_path, text, message):
 
 
 def test_what_is_announced_is_skipped_and_no_mistake(content, monkeypatch):
-    monkeypatch.setattr(plan_module, "ANNOUNCED_TRAINERS", ("DreamTrainer",))
-    monkeypatch.setattr(plan_module, "ANNOUNCED_SYNTHESIZERS", ("dreamgan",))
-    content = change(content, ["methods", "dream"], {"trainer": "DreamTrainer"})
+    monkeypatch.setattr(parse, "ANNOUNCED_SYNTHESIZERS", ("dreamgan",))
     content = change(content, ["synthesizers", "dreamgan"], {"preset": "tiny"})
     content["methods"]["GAN"] = {"trainer": "SACPSTrainer", "synthesizer": "dreamgan"}
     methods = parse_study(content).methods
-    assert methods["dream"].missing == "needs trainer DreamTrainer, which this version does not have"
     assert methods["GAN"].missing == "needs synthesizer dreamgan, which this version does not have"
     assert methods["supervised"].missing is None
 
