@@ -33,3 +33,14 @@ def feature_matching_loss(real: Features, fake: Features) -> Tensor:
         torch.stack([F.l1_loss(fake_layer.float(), real_layer.detach().float())
                      for real_layer, fake_layer in zip(real_layers[:-1], fake_layers[:-1], strict=True)]).sum()
         for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()
+
+
+def least_squares_generator_loss(fake: Features) -> Tensor:
+    """E (D(G(·)) − 1)², the generator's side of LSGAN (Mao et al., ICCV 2017; pix2pixHD, without its factor ½)."""
+    return torch.stack([(layers[-1].float() - 1).square().mean() for layers in fake]).mean()
+
+
+def least_squares_discriminator_loss(real: Features, fake: Features) -> Tensor:
+    """½ E (D(x) − 1)² + ½ E D(G(·))², the discriminator's side."""
+    return torch.stack([(real_layers[-1].float() - 1).square().mean() / 2 + fake_layers[-1].float().square().mean() / 2
+                        for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()

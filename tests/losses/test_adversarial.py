@@ -9,6 +9,8 @@ from nnunet_synth.losses.adversarial import (
     feature_matching_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
 )
 
 
@@ -29,6 +31,12 @@ def test_discriminator_ignores_logits_beyond_the_margin() -> None:
 def test_discriminator_averages_over_scales() -> None:
     loss = hinge_discriminator_loss(real=scales([0.0], [5.0]), fake=scales([-5.0], [3.0]))
     assert loss.item() == pytest.approx((1 + 4) / 2)
+
+
+def test_least_squares_pull_to_one_and_to_zero() -> None:
+    assert least_squares_generator_loss(scales([1.0, 3.0], [0.0])).item() == pytest.approx(((0 + 4) / 2 + 1) / 2)
+    loss = least_squares_discriminator_loss(real=scales([1.0, -1.0], [2.0]), fake=scales([0.0, 2.0], [-3.0]))
+    assert loss.item() == pytest.approx(((0 + 4) / 2 / 2 + (0 + 4) / 2 / 2 + 1 / 2 + 9 / 2) / 2)
 
 
 def test_feature_matching_sums_layers_averages_scales_and_skips_the_logits() -> None:
