@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -37,6 +38,11 @@ class PatchDiscriminator(nn.Module):
         first = nn.Sequential(nn.Conv2d(in_channels, width, 4, 2, padding), nn.LeakyReLU(LEAK))
         middle = [layer(*sizes) for sizes in zip(widths, widths[1:], strides[1:], strict=False)]
         self.layers = nn.ModuleList([first, *middle, nn.Conv2d(widths[-1], 1, 4, padding=padding)])
+        # Of the logits' patches, in pixels of the input: from one centre to the next, and the first one.
+        self.stride, self.first_centre = 1, 0.0
+        for stride in (*strides, 1):
+            self.first_centre += self.stride * (1.5 - padding)
+            self.stride *= stride
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[N, C, H, W] → the features of every layer, the last one = logits."""
@@ -45,6 +51,20 @@ class PatchDiscriminator(nn.Module):
             x = layer(x)
             features.append(x)
         return features
+
+    def to_pixels(self, answer: Tensor, height: int, width: int, shrunk: int = 1) -> Tensor:
+        """Values of patches [N, 1, h, w] → [N, 1, H, W] float32 of pixels, bilinear between the patches' centres.
+
+        Plain enlarging would not do: padded convolutions look beyond the image, so the patches cover more than it.
+
+        Args:
+            shrunk: how much smaller than [H, W] the input was.
+        """
+        rows, columns = (((torch.arange(size, device=answer.device) / shrunk - self.first_centre) / self.stride + 0.5)
+                         * 2 / number - 1 for size, number in zip((height, width), answer.shape[2:], strict=True))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        grid = torch.stack([x, y], dim=-1).expand(len(answer), -1, -1, -1)
+        return F.grid_sample(answer.float(), grid, padding_mode="border", align_corners=False)
 
 
 class MultiScaleDiscriminator(nn.Module):
@@ -67,3 +87,9 @@ class MultiScaleDiscriminator(nn.Module):
                 x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
             features.append(discriminator(x))
         return features
+
+    def confidence(self, features: list[list[Tensor]], height: int, width: int) -> Tensor:
+        """[N, H, W] how real each pixel of the input looks: sigmoid of the logits, averaged over the scales."""
+        return torch.cat([discriminator.to_pixels(layers[-1].float().sigmoid(), height, width, 2 ** scale)
+                          for scale, (discriminator, layers) in enumerate(zip(self.scales, features, strict=True))],
+                         dim=1).mean(1)
