@@ -37,7 +37,7 @@ class SynthMeta:
     semantic: SemanticClasses
     target_labels: list[int]                    # dataset labels that count as "infection" in N+ (Eq. 1)
     intensity_range: list[list[float]]          # per channel [lo, hi] in the network's intensity space
-    patch_size: list[int]                       # [H, W] of the training crops
+    patch_size: list[int]                       # [H, W] of the training crops (of the whole montage)
     divisor: int
     fold: int | str
     train_case_ids: list[str]
@@ -45,6 +45,7 @@ class SynthMeta:
     plans_sha256: str = ""                      # normalisation, transpose and spacing only
     split_sha256: str = ""
     spacing: list[float] = field(default_factory=list)
+    montage: list[int] = field(default_factory=list)    # [rows, columns] of slices in an image, [] = one slice
     preset: str = "default"
     perceptual: str = "off"                     # which features the perceptual loss used
     steps: int = 0
@@ -198,46 +199,88 @@ class StyleOptions:
             raise UserError(f"num_styles is {self.num_styles}, it must be at least 1")
 
 
-class Synthesizer(nn.Module, ABC):
-    """Draws images that fit labels.
+class Trainable(nn.Module, ABC):
+    """What the one training loop trains and a checkpoint folder holds: a synthesizer, or a source of masks.
 
-    Subclasses set `name`, `Config` (a frozen dataclass), `PRESETS`, and implement `build`, `divisor`, `stages`,
-    `fit_pool`, `begin_step` and `_decode`.
+    Subclasses set `name`, `Config` (a frozen dataclass), `PRESETS`, and implement `build`, `divisor` and `stages`.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type]
     PRESETS: ClassVar[dict[str, Any]]
-    max_slices_per_call: ClassVar[int] = 64     # 3D patches and large batches are decoded in chunks of this
 
     def __init__(self, meta: SynthMeta, config: Any) -> None:
         super().__init__()
         self.meta = meta
         self.config = config
-        self.style = StyleOptions()
-        self.label_source = "pseudo"    # or "head": what `SynthResult.label` is, where there is a label head
-
-    # -- what a subclass provides ------------------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def build(cls, meta: SynthMeta, config: Any) -> Synthesizer:
-        """A new, untrained synthesizer."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Which optional parts of a request it cannot do without: any of image, layout, cluster."""
-        return frozenset()
+    def build(cls, meta: SynthMeta, config: Any) -> Trainable:
+        """A new, untrained one."""
 
     @property
     @abstractmethod
     def divisor(self) -> int:
-        """H and W are padded to multiples of this."""
+        """H and W are multiples of this; what a synthesizer draws is padded to them."""
 
     @abstractmethod
     def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
         """The stages of its training, in order. `steps` overrides the preset's total number of steps;
         `perceptual` maps images in [-1, 1] to a list of feature maps, None = no perceptual loss."""
+
+    # -- saved weights -----------------------------------------------------------------------------------------------
+
+    def export_state(self) -> dict[str, Tensor]:
+        """What `model.safetensors` holds: all that inference needs and nothing that only training does, as contiguous
+        tensors that share no storage with the module."""
+        return {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
+
+    def load_exported(self, state: dict[str, Tensor]) -> None:
+        """Take the weights that `export_state` gave; from then on it is for inference.
+
+        Raises:
+            RuntimeError: a tensor is missing, unknown or of another shape.
+        """
+        self.load_state_dict(state, strict=True)
+
+    # -- intensities -------------------------------------------------------------------------------------------------
+
+    def to_unit(self, image: Tensor) -> Tensor:
+        """[N, C, …] network intensities → [-1, 1], clamped (synthesizers.md §10.3)."""
+        lo, hi = self._intensity_bounds(image)
+        return (2 * (image - lo) / (hi - lo) - 1).clamp(-1, 1)
+
+    def from_unit(self, image: Tensor) -> Tensor:
+        """[N, C, …] in [-1, 1] → network intensities within [lo, hi]."""
+        lo, hi = self._intensity_bounds(image)
+        return lo + (image + 1) / 2 * (hi - lo)
+
+    def _intensity_bounds(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        bounds = torch.tensor(self.meta.intensity_range, dtype=image.dtype, device=image.device)
+        bounds = bounds.view(1, -1, 2, *(1,) * (image.ndim - 2))
+        return bounds[:, :, 0], bounds[:, :, 1]
+
+
+class Synthesizer(Trainable):
+    """Draws images that fit labels.
+
+    Subclasses also implement `fit_pool`, `begin_step` and `_decode`.
+    """
+
+    max_slices_per_call: ClassVar[int] = 64     # 3D patches and large batches are decoded in chunks of this
+
+    def __init__(self, meta: SynthMeta, config: Any) -> None:
+        super().__init__(meta, config)
+        self.style = StyleOptions()
+        self.label_source = "pseudo"    # or "head": what `SynthResult.label` is, where there is a label head
+
+    # -- what a subclass provides ------------------------------------------------------------------------------------
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which optional parts of a request it cannot do without: any of image, layout, cluster."""
+        return frozenset()
 
     def fit_pool(self, slices: SliceSource) -> None:
         """Collect what style is drawn from (style codes, references). Called once, in eval mode."""
@@ -265,21 +308,6 @@ class Synthesizer(nn.Module, ABC):
     def _is_drawable(self, request: Prepared) -> Tensor:
         """[N] bool: False where a needed style does not exist."""
         return torch.ones(len(request.semantic), dtype=torch.bool, device=request.semantic.device)
-
-    # -- saved weights -----------------------------------------------------------------------------------------------
-
-    def export_state(self) -> dict[str, Tensor]:
-        """What `model.safetensors` holds: all that inference needs and nothing that only training does, as contiguous
-        tensors that share no storage with the module."""
-        return {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
-
-    def load_exported(self, state: dict[str, Tensor]) -> None:
-        """Take the weights that `export_state` gave; from then on this synthesizer is for inference.
-
-        Raises:
-            RuntimeError: a tensor is missing, unknown or of another shape.
-        """
-        self.load_state_dict(state, strict=True)
 
     # -- the one call ------------------------------------------------------------------------------------------------
 
@@ -349,23 +377,6 @@ class Synthesizer(nn.Module, ABC):
         return Prepared(semantic=self.meta.semantic.combine(label, layout), label=label, layout=layout, image=image,
                         cluster=cluster, valid=pad(valid, value=False), generator=request.generator)
 
-    # -- intensities -------------------------------------------------------------------------------------------------
-
-    def to_unit(self, image: Tensor) -> Tensor:
-        """[N, C, …] network intensities → [-1, 1], clamped (synthesizers.md §10.3)."""
-        lo, hi = self._intensity_bounds(image)
-        return (2 * (image - lo) / (hi - lo) - 1).clamp(-1, 1)
-
-    def from_unit(self, image: Tensor) -> Tensor:
-        """[N, C, …] in [-1, 1] → network intensities within [lo, hi]."""
-        lo, hi = self._intensity_bounds(image)
-        return lo + (image + 1) / 2 * (hi - lo)
-
-    def _intensity_bounds(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        bounds = torch.tensor(self.meta.intensity_range, dtype=image.dtype, device=image.device)
-        bounds = bounds.view(1, -1, 2, *(1,) * (image.ndim - 2))
-        return bounds[:, :, 0], bounds[:, :, 1]
-
 
 def _fold_slices(request: SynthRequest) -> SynthRequest:
     """Fold the slices of 3D patches into the batch; 2D requests stay as they are."""
@@ -396,11 +407,12 @@ Terms = dict[str, Tensor]       # named parts of a loss, detached, for the log
 
 
 class Stage(ABC):
-    """One stage of a synthesizer's training; `pretrain.py` runs them one after another and knows no method.
+    """One stage of a training; `pretrain.py` runs them one after another and knows no method.
 
-    A step is: `batch = sample(…)`; `generator_loss(batch)` → backward → step of the generator's optimizer;
-    `discriminator_loss(batch)` → backward → step of the discriminator's. The fake images that `generator_loss` drew
-    are left, detached, in the batch (key "fake"), so that the discriminator need not draw them again.
+    A step is: `batch = sample(…)`; `begin_step(number)`; `generator_loss(batch)` → backward → step of the generator's
+    optimizer; `discriminator_loss(batch)` → backward → step of the discriminator's. The fake images that
+    `generator_loss` drew are left, detached, in the batch (key "fake"), so that the discriminator need not draw them
+    again.
     """
 
     name: str
@@ -417,6 +429,9 @@ class Stage(ABC):
     @abstractmethod
     def sample(self, slices: SliceSource, rng: np.random.Generator) -> Batch:
         """One mini-batch, on the CPU."""
+
+    def begin_step(self, step: int) -> None:
+        """Called before the losses of each step, for what changes with its number (a fade-in)."""
 
     @abstractmethod
     def generator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:

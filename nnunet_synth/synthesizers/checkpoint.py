@@ -1,4 +1,5 @@
-"""A synthesizer on disk: a folder with `model.safetensors`, `meta.json` and, for resuming only, `train_state.pt`.
+"""A synthesizer on disk: a folder with `model.safetensors`, `meta.json` and, for resuming only, `train_state.pt`. Mask
+sources lie on it in the same way.
 
 Nothing is unpickled: weights are safetensors, facts are JSON, and the train state is read with `weights_only=True`.
 Every file is written beside its target and renamed, so an interrupted write leaves the previous checkpoint.
@@ -7,7 +8,7 @@ Every file is written beside its target and renamed, so an interrupted write lea
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nnunet_synth.atomic import atomic_file, remove_abandoned, write_json
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_json
 from nnunet_synth.synthesizers import find_synthesizer
-from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta
+from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta, Trainable
 from nnunet_synth.synthesizers.options import config_from_json
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
@@ -35,8 +36,8 @@ _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 # Saving
 
 
-def save_synthesizer(synthesizer: Synthesizer, folder: str | Path) -> None:
-    """Write `model.safetensors` (what the synthesizer exports, in its present state) and `meta.json`."""
+def save_synthesizer(synthesizer: Trainable, folder: str | Path) -> None:
+    """Write `model.safetensors` (what it exports, in its present state) and `meta.json`."""
     folder = Path(folder)
     state = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
              for name, tensor in synthesizer.export_state().items()}
@@ -68,9 +69,15 @@ def load_synthesizer(folder: str | Path, device: torch.device | str = "cpu") -> 
     Raises:
         UserError: the folder or a file of it is missing, damaged, of another format, or does not fit the synthesizer.
     """
+    return load_trained(folder, find_synthesizer, device)
+
+
+def load_trained(folder: str | Path, find: Callable[[str], type[Trainable]],
+                 device: torch.device | str = "cpu") -> Trainable:
+    """`load_synthesizer` for anything that the loop trains; `find` gives the class of a name."""
     folder = Path(folder)
     meta = load_meta(folder)
-    synthesizer_class = find_synthesizer(meta.synthesizer)
+    synthesizer_class = find(meta.synthesizer)
     synthesizer = synthesizer_class.build(meta, config_from_json(synthesizer_class, meta.config))
     try:
         synthesizer.load_exported(_load_weights(folder / WEIGHTS_FILE))
@@ -131,13 +138,16 @@ def _first_line(error: Exception) -> str:
 
 def check_synthesizer_fits(meta: SynthMeta, *, semantic: SemanticClasses, channel_names: Sequence[str],
                            plans_sha256: str, val_ids: Iterable[str], patch_size: Sequence[int],
-                           spacing: Sequence[float], test_ids: Iterable[str] = (),
+                           spacing: Sequence[float], test_ids: Iterable[str] = (), montage: Sequence[int] = (),
+                           kind: str = "synthesizer",
                            pretrain_command: str = "nnunet_synth pretrain DATASET CONFIG FOLD") -> list[str]:
     """Refuse a synthesizer that draws something else than the trainer's images, or that has seen its validation cases.
 
     Args:
         patch_size: the trainer's; only its last two axes count.
         spacing: mm, the trainer's; only its last two axes count.
+        montage: what it is to draw, see `SynthMeta`.
+        kind: what it is called in the messages.
         pretrain_command: named in the messages as the cure.
 
     Returns:
@@ -146,35 +156,42 @@ def check_synthesizer_fits(meta: SynthMeta, *, semantic: SemanticClasses, channe
     Raises:
         UserError: another set of channels, labels or layouts, another normalisation, or a leak.
     """
-    name = meta.synthesizer
+    name = f"{kind} {meta.synthesizer}"
     expectations = (("channels", list(meta.channel_names), list(channel_names)),
                     ("classes", list(meta.semantic.names), list(semantic.names)),
                     ("label values", meta.semantic.label_classes, semantic.label_classes),
                     ("layout values", meta.semantic.layout_classes, semantic.layout_classes))
     for what, trained, wanted in expectations:
         if trained != wanted:
-            raise UserError(f"synthesizer {name} was trained with {what} {trained}, this dataset has {wanted}: "
+            raise UserError(f"{name} was trained with {what} {trained}, this dataset has {wanted}: "
                             f"pretrain it on this dataset: {pretrain_command}")
     if meta.plans_sha256 != plans_sha256:
-        raise UserError(f"synthesizer {name} was trained under another normalisation, orientation or spacing (plans "
+        raise UserError(f"{name} was trained under another normalisation, orientation or spacing (plans "
                         f"hash {meta.plans_sha256[:12]}, these plans have {plans_sha256[:12]}): pretrain it under "
                         f"these plans: {pretrain_command}")
-    for kind, ids in (("validation", val_ids), ("test", test_ids)):
+    for part, ids in (("validation", val_ids), ("test", test_ids)):
         leaked = sorted(set(meta.train_case_ids) & set(ids))
         if leaked:
             more = f" and {len(leaked) - 5} more" if len(leaked) > 5 else ""
-            raise UserError(f"synthesizer {name} was trained on {kind} case(s) {', '.join(leaked[:5])}{more}; "
+            raise UserError(f"{name} was trained on {part} case(s) {', '.join(leaked[:5])}{more}; "
                             f"pretrain it on this fold: {pretrain_command}")
 
     warnings = []
     trained_spacing, wanted_spacing = list(meta.spacing)[-2:], list(spacing)[-2:]
     if any(abs(wanted / trained - 1) > 0.1 for trained, wanted in zip(trained_spacing, wanted_spacing, strict=False)):
-        warnings.append(f"synthesizer {name} was trained at spacing {trained_spacing} mm, this configuration has "
+        warnings.append(f"{name} was trained at spacing {trained_spacing} mm, this configuration has "
                         f"{wanted_spacing} mm")
     trained_patch, wanted_patch = list(meta.patch_size)[-2:], list(patch_size)[-2:]
     if any(wanted > 2 * trained for trained, wanted in zip(trained_patch, wanted_patch, strict=True)):
-        warnings.append(f"synthesizer {name} was trained on crops of {trained_patch}, this configuration draws "
+        warnings.append(f"{name} was trained on crops of {trained_patch}, this configuration draws "
                         f"{wanted_patch}, more than twice as large")
+    if list(meta.montage) != list(montage):
+        warnings.append(f"{name} was trained on {_representation(meta.montage)} and is to draw "
+                        f"{_representation(montage)}")
     if not meta.metrics.get("finished", False):
-        warnings.append(f"synthesizer {name} is not trained to its end (step {meta.steps}): {pretrain_command} --c")
+        warnings.append(f"{name} is not trained to its end (step {meta.steps}): {pretrain_command} --c")
     return warnings
+
+
+def _representation(montage: Sequence[int]) -> str:
+    return f"montages of {montage[0]} × {montage[1]} slices" if montage else "single slices"

@@ -1,4 +1,5 @@
-"""The one GAN training loop: it runs the stages of any synthesizer one after another and knows no method.
+"""The one GAN training loop: it runs the stages of any synthesizer, or mask source, one after another and knows no
+method.
 
 Every step is a function of the weights, the optimizers and (seed, stage, step) alone: the random numbers of a step are
 seeded by its number. So a resumed run continues exactly, on the CPU bit by bit, without any generator's state on disk,
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from nnunet_synth.atomic import write_text
 from nnunet_synth.errors import UserError
 from nnunet_synth.progress import progress
-from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta
+from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta, Trainable
 from nnunet_synth.synthesizers.checkpoint import load_train_state, save_synthesizer, save_train_state
 from nnunet_synth.synthesizers.ema import ExponentialMovingAverage, reestimate_batch_norm
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_curves, write_gallery
@@ -42,10 +43,11 @@ NUM_GALLERY_ROWS = 6
 _DATA, _STEP, _STATISTICS, _GALLERY = range(4)
 
 
-def pretrain(synthesizer: Synthesizer, slices: SliceSource, folder: str | Path, *, device: torch.device | str = "cpu",
+def pretrain(synthesizer: Trainable, slices: SliceSource, folder: str | Path, *, device: torch.device | str = "cpu",
              steps: int | None = None, batch_size: int | None = None, seed: int = 0, resume: bool = False,
              perceptual: nn.Module | None = None, log_every: int = 10, samples_every: int = 500,
-             checkpoint_every: int = 1000) -> Synthesizer:
+             checkpoint_every: int = 1000, gallery: Callable[[Trainable, Slices, Path, int], None] | None = None
+             ) -> Trainable:
     """Train all stages and leave a checkpoint folder.
 
     Args:
@@ -57,6 +59,8 @@ def pretrain(synthesizer: Synthesizer, slices: SliceSource, folder: str | Path, 
         resume: continue from `train_state.pt`.
         perceptual: maps images in [-1, 1] to a list of feature maps; None = no perceptual loss.
         log_every, samples_every, checkpoint_every: steps between log lines, galleries, checkpoints.
+        gallery: writes the pictures on the way, given what is trained (with averaged weights), a few slices, a file
+            and a seed; None = `draw_gallery`.
 
     Returns:
         The synthesizer with averaged weights, in eval mode.
@@ -105,7 +109,7 @@ def pretrain(synthesizer: Synthesizer, slices: SliceSource, folder: str | Path, 
                 if step % samples_every == 0 or is_last:
                     with run.averaged(step):
                         name = f"step_{_steps_before(stages, index) + step:06d}.png"
-                        draw_gallery(synthesizer, conditions, folder / "samples" / name, seed)
+                        (gallery or draw_gallery)(synthesizer, conditions, folder / "samples" / name, seed)
                     log.draw()
                 if (step % checkpoint_every == 0 or interrupted.is_set()) and not is_last:
                     snapshot(step)
@@ -129,7 +133,7 @@ def pretrain(synthesizer: Synthesizer, slices: SliceSource, folder: str | Path, 
 class _StageRun:
     """One stage with its optimizers and its averaged weights."""
 
-    def __init__(self, synthesizer: Synthesizer, stage: Stage, index: int, slices: SliceSource, seed: int,
+    def __init__(self, synthesizer: Trainable, stage: Stage, index: int, slices: SliceSource, seed: int,
                  device: torch.device) -> None:
         self.synthesizer, self.stage, self.index = synthesizer, stage, index
         self.slices, self.seed, self.device = slices, seed, device
@@ -165,6 +169,7 @@ class _StageRun:
         stage = self.stage
         torch.manual_seed(_torch_seed(self.seed, _STEP, self.index, step))
         batch = _to_device(batch, self.device)
+        stage.begin_step(step)
         for optimizer, learning_rate in zip((self.generator_optimizer, self.discriminator_optimizer),
                                             stage.learning_rates(step), strict=True):
             if optimizer is not None:
@@ -370,7 +375,7 @@ def _entries_until(path: Path, stages: list[str], step: int) -> list[dict[str, A
 # Small parts
 
 
-def _save_model(synthesizer: Synthesizer, steps_done: int, folder: Path) -> None:
+def _save_model(synthesizer: Trainable, steps_done: int, folder: Path) -> None:
     synthesizer.meta = replace(synthesizer.meta, steps=steps_done)
     save_synthesizer(synthesizer, folder)
 
@@ -400,7 +405,8 @@ def _settings(meta: SynthMeta, seed: int, stages: list[Stage]) -> dict[str, Any]
     return {"seed": seed, "stages": [[stage.name, stage.num_steps, stage.batch_size] for stage in stages],
             "config": json.dumps(meta.config, sort_keys=True), "perceptual": meta.perceptual,
             "patch_size": list(meta.patch_size), "training cases": list(meta.train_case_ids),
-            "normalisation": meta.plans_sha256, "classes": list(meta.semantic.names)}
+            "normalisation": meta.plans_sha256, "classes": list(meta.semantic.names),
+            **({"montage": list(meta.montage)} if meta.montage else {})}
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -408,13 +414,13 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
         text = str(value)
         return text if len(text) <= 100 else f"{text[:97]}..."
 
-    parts = [f"{key} was {shortened(before.get(key))}, is {shortened(now[key])}" for key in now
-             if before.get(key) != now[key]]
+    parts = [f"{key} was {shortened(before.get(key))}, is {shortened(now.get(key))}" for key in {**now, **before}
+             if before.get(key) != now.get(key)]
     return f"cannot continue with other settings ({'; '.join(parts)}): repeat them, or start again with --force"
 
 
 @contextmanager
-def _frozen(synthesizer: Synthesizer) -> Iterator[None]:
+def _frozen(synthesizer: Trainable) -> Iterator[None]:
     """No parameter asks for gradients unless a stage says so; afterwards each is as it was."""
     before = [(parameter, parameter.requires_grad) for parameter in synthesizer.parameters()]
     synthesizer.requires_grad_(False)

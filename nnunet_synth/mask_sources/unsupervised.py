@@ -1,0 +1,106 @@
+"""V2UM: unsupervised masks from noise, for UM2I's G₂ (Xing et al., *Less is More*, III.B.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_synth.errors import UserError
+from nnunet_synth.mask_sources.source import MaskSource, MaskSourceConfig
+from nnunet_synth.superpixels import WHITE, quantise, scaled_num_segments, unsupervised_mask
+from nnunet_synth.synthesizers.base import Batch, SliceSource
+from nnunet_synth.synthesizers.gallery import to_gray
+
+
+class DrawsFromMasks(Protocol):
+    """A synthesizer that draws from unsupervised masks and says itself which label it drew."""
+
+    def from_masks(self, unsupervised_mask: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """[N, C, H, W] float32 gray values in [0, 255] → image [N, C, H, W] float32 in the network's intensity space,
+        label [N, H, W] int64 of the dataset. In eval mode, without gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class V2UMConfig(MaskSourceConfig):
+    """V2UM's hyper-parameters."""
+
+    segments_per_512: int = 512         # M, for an image of 512 × 512; fewer for smaller ones
+    step: float = 50.0                  # t; 0 = not quantised (Table V)
+    unlabelled_share: float = 0.5       # of the training slices, where the fold has unlabelled ones
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.step <= WHITE:
+            raise UserError(f"step t = {self.step:g} between gray values: choose more than 0 and at most 255, or 0 for "
+                            "none")
+        if not 0 <= self.unlabelled_share <= 1:
+            raise UserError(f"unlabelled_share is {self.unlabelled_share}, it must lie between 0 and 1")
+        if self.segments_per_512 < 1:
+            raise UserError(f"segments_per_512 is {self.segments_per_512}, it must be at least 1")
+
+
+class V2UM(MaskSource):
+    """Noise → unsupervised masks of C channels. It needs no label, so it learns from unlabelled slices, too."""
+
+    name = "v2um"
+    Config = V2UMConfig
+    PRESETS = {
+        "tiny": V2UMConfig(latent_size=32, num_mapping_layers=4, max_width=32, base_width=512,
+                           steps_per_depth=(150, 300, 300, 600), batch_sizes=(16,), segments_per_512=8192),
+        "default": V2UMConfig(),
+        "paper": V2UMConfig(latent_size=512, max_width=512, base_width=8192,
+                            # 8, 16, 16, 32, 32, 64, 64 epochs over 1500 montages
+                            steps_per_depth=(94, 188, 188, 750, 1500, 6000, 12_000),
+                            batch_sizes=(128, 128, 128, 64, 32, 16, 8), segments_per_512=128),
+    }
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.meta.channel_names)
+
+    def sample(self, slices: SliceSource, num_slices: int, rng: np.random.Generator) -> Batch:
+        unlabelled = slices.unlabelled()
+        number = 0 if unlabelled is None else int(rng.binomial(num_slices, self.config.unlabelled_share))
+        parts = [super(V2UM, self).sample(source, count, rng)
+                 for source, count in ((slices, num_slices - number), (unlabelled, number)) if count]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Algorithm 1 on the image, gray values 0 … 255 as -1 … 1."""
+        image = (batch["image"].float() + 1) / 2
+        num_segments = scaled_num_segments(*image.shape[2:], self.config.segments_per_512)
+        return unsupervised_mask(image, num_segments, self.config.step) / WHITE * 2 - 1
+
+    def activate(self, raw: Tensor) -> Tensor:
+        """Nothing, as in StyleGAN."""
+        return raw
+
+    def unsupervised(self, masks: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] → gray values in [0, 255], multiples of t, at most floor(255 / t) + 1 of them.
+
+        Rounded to the nearest level, not down: a network comes a little short of a level as often as it exceeds it.
+        """
+        gray = ((masks.float() + 1) / 2 * WHITE).clamp(0, WHITE)
+        step = self.config.step
+        return gray if step == 0 else quantise(gray + step / 2, step)
+
+    @property
+    def num_classes(self) -> int:
+        return int(WHITE // self._class_step) + 1
+
+    @property
+    def _class_step(self) -> float:
+        return self.config.step or 10.0     # levels to count where there are none
+
+    def classes(self, masks: Tensor) -> Tensor:
+        """The level of the first channel."""
+        return (self.unsupervised(masks)[:, 0] / self._class_step).round().long().clamp(max=self.num_classes - 1)
+
+    def pictures(self, masks: Tensor) -> list[np.ndarray]:
+        gray = self.unsupervised(masks) / WHITE * 2 - 1
+        return [to_gray(one) for one in gray.cpu().numpy()]
