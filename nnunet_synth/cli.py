@@ -12,8 +12,8 @@ from typing import Any
 from nnunet_synth import __version__
 from nnunet_synth.errors import UserError
 
-VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "evaluate", "study", "demo",
-         "doctor")
+VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "edit", "quality", "evaluate",
+         "study", "demo", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -69,7 +69,6 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     from nnunet_synth.data.slices import FoldSlices
     from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
     from nnunet_synth.progress import progress
-    from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
     from nnunet_synth.synthesizers.gallery import write_gallery
 
     if number < 1:
@@ -77,13 +76,7 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     used_device = find_device(device)
     experiment = load_experiment(dataset, configuration, fold, plans)
     target = _target(output, as_dataset, name)
-    model = load_synthesizer(experiment.synthesizer_folder(synthesizer), used_device)
-    for warning in check_synthesizer_fits(
-            model.meta, semantic=experiment.semantic, channel_names=experiment.channel_names,
-            plans_sha256=experiment.plans_sha256, val_ids=experiment.val_ids, patch_size=model.meta.patch_size,
-            spacing=experiment.configuration_manager.spacing,
-            pretrain_command=f"nnunet_synth pretrain {dataset} {configuration} {fold} --synthesizer {synthesizer}"):
-        print(f"warning: {warning}")
+    model = load_fitting_synthesizer(experiment, synthesizer, used_device)
     slices = FoldSlices(experiment)
     model.fit_pool(slices)
     conditions = label_conditions(slices, model, seed) if source == "labels" \
@@ -100,6 +93,23 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
         writer.finish(target.name, {"from": source, "seed": seed})
     print(f"{number} synthetic images: {target}")
     return target
+
+
+def load_fitting_synthesizer(experiment: Experiment, name: str, device: str) -> Synthesizer:
+    """The synthesizer trained for this fold; prints warnings about what it was not trained for.
+
+    Raises:
+        UserError: there is none, or it does not fit.
+    """
+    from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
+    model = load_synthesizer(experiment.synthesizer_folder(name), device)
+    command = f"{experiment.dataset_name[7:10]} {experiment.configuration} {experiment.fold} --synthesizer {name}"
+    for warning in check_synthesizer_fits(
+            model.meta, semantic=experiment.semantic, channel_names=experiment.channel_names,
+            plans_sha256=experiment.plans_sha256, val_ids=experiment.val_ids, patch_size=model.meta.patch_size,
+            spacing=experiment.configuration_manager.spacing, pretrain_command=f"nnunet_synth pretrain {command}"):
+        print(f"warning: {warning}")
+    return model
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def _weights(url: str, file: str | Path | None) -> dict[str, Tensor]:
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, check_hash=True,
                                                       weights_only=True)
     except (OSError, RuntimeError) as error:    # URLError is an OSError; RuntimeError: a damaged or cut-off download
-        raise MissingError(f"{url.rpartition('/')[2]} is not in {Path(torch.hub.get_dir()) / 'checkpoints'} and cannot be "
+        raise MissingError(f"{url.rpartition('/')[2]} is not in {Path(torch.hub.get_dir())}/checkpoints and cannot be "
                       "downloaded") from error
 
 

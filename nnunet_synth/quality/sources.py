@@ -19,7 +19,7 @@ from nnunet_synth.data.raw_images import check_file, list_cases, read_image, rea
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_json
 from nnunet_synth.progress import progress
-from nnunet_synth.quality.image_set import ImageSet, ImageStore
+from nnunet_synth.quality.image_set import SMALLEST, ImageSet, ImageStore
 
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -133,6 +133,12 @@ class Selection:
     lesions_only: bool = False
     labels: Sequence[str] | None = None
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 2:
+            raise UserError(f"-n {self.limit}: a distance between sets needs two images or more (0: all there are)")
+        if self.size is not None and self.size < SMALLEST:
+            raise UserError(f"--size {self.size}: images need at least {SMALLEST} pixels a side")
 
 
 def read_images(source: Source, name: str, scratch: Path, selection: Selection) -> ImageSet:
