@@ -1,8 +1,9 @@
-"""Train a synthesizer on the labelled training cases of one fold.
+"""Train a synthesizer, or a source of masks from noise, on the training cases of one fold.
 
-Only the fold's labelled training cases are read, never its validation cases, and every checkpoint can be resumed with
---c. At the end the synthesizer draws images for augmented training labels and is measured: how well an analytic
-segmenter finds the requested lesions in them ("segmentability"), against the real slices and against exchanged labels.
+Validation cases are never read, and every checkpoint can be resumed with --c. At the end a synthesizer draws images for
+augmented training labels and is measured: how well an analytic segmenter finds the requested lesions in them
+("segmentability"), against the real slices and against exchanged labels. A mask source (--mask-source v2um, v2m) is
+compared with real masks; nnunet_synth sample --from noise draws from it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nnunet_synth.data.experiment import Experiment
+    from nnunet_synth.data.montages import MontageSlices
     from nnunet_synth.data.slices import FoldSlices
-    from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta
+    from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta, Trainable
 
 HELP = "train a synthesizer on the labelled training cases of a fold"
 EXAMPLE = "nnunet_synth pretrain 501 2d 0 --synthesizer sean --device cuda"
 
-MAX_PATCH = 256     # side of the training crops by default; the synthesizer draws any size
+MAX_PATCH = 256     # side of a synthesizer's training crops by default; it draws any size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configuration", metavar="CONFIG", help="configuration of the plans, e.g. 2d")
     parser.add_argument("fold", metavar="FOLD", help="fold: number, name of an entry of splits_final.json, or all")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
-    parser.add_argument("--synthesizer", default=None,
-                        help="registered name (default: what the configuration names, else sean)")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument("--synthesizer", default=None,
+                         help="registered name (default: what the configuration names, else sean)")
+    trained.add_argument("--mask-source", default=None, metavar="NAME",
+                         help="train what draws masks from noise instead: v2um (unsupervised masks) or v2m (labels)")
+    parser.add_argument("--montage", default=None, metavar="ROWSxCOLUMNS",
+                        help="train on montages of slices of a case, e.g. 2x2 (default: on single slices)")
     parser.add_argument("--preset", default=None,
-                        help="tiny, default or paper (default: what the configuration names, else default)")
+                        help="tiny, default or paper (default: what the configuration names for its synthesizer, else "
+                             "default)")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", dest="options",
                         help="change one hyper-parameter of the preset, e.g. ngf=16; may be repeated")
     parser.add_argument("--steps", type=int, default=None, help="generator steps (default: the preset's)")
     parser.add_argument("--batch-size", type=int, default=None, help="(default: the preset's)")
     parser.add_argument("--patch-size", type=int, nargs=2, default=None, metavar=("H", "W"),
-                        help=f"size of the training crops (default: the plan's 2D patch, at most {MAX_PATCH})")
+                        help=f"size of the training crops (default: the plan's 2D patch, at most {MAX_PATCH} for "
+                             "synthesizers; as many times larger for montages)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--perceptual", default="auto", metavar="FEATURES",
@@ -68,63 +77,108 @@ def run(args: argparse.Namespace) -> None:
 
 
 def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthesizer: str | None = None,
-             preset: str | None = None, options: Sequence[str] = (), steps: int | None = None,
-             batch_size: int | None = None, patch_size: Sequence[int] | None = None, device: str | None = None,
-             seed: int = 0, perceptual: str = "auto", vgg_weights: str | None = None, plans: str = "nnUNetPlans",
+             mask_source: str | None = None, montage: str | None = None, preset: str | None = None,
+             options: Sequence[str] = (), steps: int | None = None, batch_size: int | None = None,
+             patch_size: Sequence[int] | None = None, device: str | None = None, seed: int = 0,
+             perceptual: str = "auto", vgg_weights: str | None = None, plans: str = "nnUNetPlans",
              samples_every: int = 500, checkpoint_every: int = 1000, resume: bool = False,
              force: bool = False) -> SynthMeta:
-    """Train, measure and store a synthesizer; returns what its meta.json says.
+    """Train, measure and store a synthesizer, or a mask source; returns what its meta.json says.
 
-    Synthesizer, preset and options that are not given are those of the configuration's `nnunet_synth` block.
+    Synthesizer, preset and options that are not given are those of the configuration's `nnunet_synth` block; a mask
+    source has preset "default" and no options then.
 
     Raises:
         UserError: anything that the user can mend, with one line; see `nnunet_synth.synthesizers.pretrain.pretrain`.
     """
     import torch
 
-    from nnunet_synth.config import TrainerConfig
     from nnunet_synth.data.experiment import load_experiment
-    from nnunet_synth.data.slices import FoldSlices
-    from nnunet_synth.evaluation.image_quality import measure_synthesizer
-    from nnunet_synth.synthesizers import find_synthesizer
-    from nnunet_synth.synthesizers.checkpoint import load_synthesizer, save_meta
-    from nnunet_synth.synthesizers.options import make_config, parse_options
+    from nnunet_synth.data.montages import parse_montage
+    from nnunet_synth.mask_sources.source import draw_mask_gallery
+    from nnunet_synth.synthesizers.checkpoint import save_meta
+    from nnunet_synth.synthesizers.options import parse_options
     from nnunet_synth.synthesizers.pretrain import pretrain as train
 
     _check_positive(steps=steps, batch_size=batch_size, samples_every=samples_every, checkpoint_every=checkpoint_every)
-    used_device = find_device(device)
+    used_device, tiles = find_device(device), parse_montage(montage)
     experiment = load_experiment(dataset, configuration, fold, plans)
-    configured = TrainerConfig.from_plans_configuration(
-        experiment.configuration_manager.configuration.get("nnunet_synth", {}))
-    synthesizer_class = find_synthesizer(synthesizer or configured.synthesizer)
-    preset = preset or configured.synthesizer_preset
-    config = make_config(synthesizer_class, preset, {**configured.synthesizer_options, **parse_options(options)})
-    folder = experiment.synthesizer_folder(synthesizer_class.name)
+    trained_class, preset, config = choose(experiment, synthesizer, mask_source, preset, parse_options(options))
+    folder = experiment.synthesizer_folder(trained_class.name)
     _check_folder(folder, resume, force)
     _prepare_layouts(experiment)
-    slices = FoldSlices(experiment)
+    slices = training_slices(experiment, tiles)
 
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        meta = describe(experiment, slices, synthesizer_class, config, patch_size)
-        model = synthesizer_class.build(meta, config)
-    features, name = find_features(perceptual, experiment, model, vgg_weights)
-    print(f"perceptual loss: {name}")
+        # Synthesizers draw any size; a mask source draws the one that it was trained on.
+        meta = describe(experiment, slices, trained_class, config, patch_size, tiles,
+                        max_patch=MAX_PATCH if mask_source is None else None)
+        model = trained_class.build(meta, config)
+    features, name = (None, "off") if mask_source else find_features(perceptual, experiment, model, vgg_weights)
+    if mask_source is None:
+        print(f"perceptual loss: {name}")
     model.meta = replace(meta, preset=preset, perceptual=name, seed=seed)
 
     if force:
         _remove(folder)
     train(model, slices, folder, device=used_device, steps=steps, batch_size=batch_size, seed=seed, resume=resume,
-          perceptual=features, samples_every=samples_every, checkpoint_every=checkpoint_every)
+          perceptual=features, samples_every=samples_every, checkpoint_every=checkpoint_every,
+          gallery=draw_mask_gallery if mask_source else None)
     del model, features         # the training graph's memory
 
-    trained = load_synthesizer(folder, used_device)     # measured is what will be used: the folder
-    metrics = measure_synthesizer(trained, slices, seed)
+    trained, metrics, words = measure(folder, slices, used_device, seed, is_mask_source=mask_source is not None)
     meta = trained.meta.with_metrics(finished=True, **{key: _json_number(value) for key, value in metrics.items()})
     save_meta(meta, folder)
-    print(report(metrics))
-    print(f"synthesizer: {folder}")
+    print(words)
+    print(f"{'mask source' if mask_source else 'synthesizer'}: {folder}")
     return meta
+
+
+def choose(experiment: Experiment, synthesizer: str | None, mask_source: str | None, preset: str | None,
+           options: dict[str, Any]) -> tuple[type[Trainable], str, Any]:
+    """What is to be trained, its preset and its configuration. Raises UserError for unknown names and options."""
+    from nnunet_synth.config import TrainerConfig
+    from nnunet_synth.mask_sources import find_mask_source
+    from nnunet_synth.synthesizers import find_synthesizer
+    from nnunet_synth.synthesizers.options import make_config
+
+    if mask_source is not None:
+        if synthesizer is not None:
+            raise UserError("give --synthesizer or --mask-source, not both: they are trained one after another")
+        trained_class, preset = find_mask_source(mask_source), preset or "default"
+        return trained_class, preset, make_config(trained_class, preset, options)
+    configured = TrainerConfig.from_plans_configuration(
+        experiment.configuration_manager.configuration.get("nnunet_synth", {}))
+    trained_class, preset = find_synthesizer(synthesizer or configured.synthesizer), \
+        preset or configured.synthesizer_preset
+    return trained_class, preset, make_config(trained_class, preset, {**configured.synthesizer_options, **options})
+
+
+def training_slices(experiment: Experiment, montage: Sequence[int]) -> FoldSlices | MontageSlices:
+    """The fold's labelled training slices, or montages [rows, columns] of them."""
+    from nnunet_synth.data.montages import MontageSlices
+    from nnunet_synth.data.slices import FoldSlices
+    slices = FoldSlices(experiment)
+    return MontageSlices(slices, *montage) if montage else slices
+
+
+def measure(folder: Path, slices: FoldSlices | MontageSlices, device: str, seed: int,
+            is_mask_source: bool) -> tuple[Trainable, dict[str, float], str]:
+    """What was trained, as it will be used: from its folder; its measures, and what they say in words."""
+    if is_mask_source:
+        from nnunet_synth.mask_sources import load_mask_source
+        from nnunet_synth.mask_sources.measures import measure_mask_source
+        trained = load_mask_source(folder, device)
+        metrics = measure_mask_source(trained, slices, seed)
+        return trained, metrics, (f"shares of the values, real and drawn: they differ by "
+                                  f"{metrics['share_distance']:.3f} (0 = alike, 1 = disjoint); "
+                                  f"variety, drawn / real: {metrics['variety']:.2f}")
+    from nnunet_synth.evaluation.image_quality import measure_synthesizer
+    from nnunet_synth.synthesizers.checkpoint import load_synthesizer
+    trained = load_synthesizer(folder, device)
+    metrics = measure_synthesizer(trained, slices, seed)
+    return trained, metrics, report(metrics)
 
 
 def report(metrics: dict[str, float]) -> str:
@@ -141,12 +195,14 @@ def report(metrics: dict[str, float]) -> str:
 # What a synthesizer is trained for
 
 
-def describe(experiment: Experiment, slices: FoldSlices, synthesizer_class: type[Synthesizer], config: Any,
-             patch_size: Sequence[int] | None = None) -> SynthMeta:
-    """All facts of the dataset that decide what the synthesizer may be used for.
+def describe(experiment: Experiment, slices: FoldSlices | MontageSlices, trained_class: type[Trainable], config: Any,
+             patch_size: Sequence[int] | None = None, montage: Sequence[int] = (),
+             max_patch: int | None = MAX_PATCH) -> SynthMeta:
+    """All facts of the dataset that decide what the synthesizer, or mask source, may be used for.
 
     Raises:
-        UserError: the patch is smaller than the synthesizer's divisor or no multiple of it.
+        UserError: the patch is smaller than the synthesizer's divisor or no multiple of it, or not divisible into the
+            slices of a montage.
     """
     import torch
 
@@ -155,24 +211,29 @@ def describe(experiment: Experiment, slices: FoldSlices, synthesizer_class: type
     from nnunet_synth.synthesizers.base import SynthMeta
 
     meta = SynthMeta(
-        synthesizer=synthesizer_class.name, config=asdict(config), dataset=experiment.dataset_name,
+        synthesizer=trained_class.name, config=asdict(config), dataset=experiment.dataset_name,
         channel_names=experiment.channel_names, semantic=experiment.semantic, target_labels=slices.target_labels,
-        intensity_range=intensity_range(experiment, slices), patch_size=[0, 0], divisor=1, fold=experiment.fold,
-        train_case_ids=slices.case_ids, fingerprint_sha256=experiment.fingerprint_sha256,
-        plans_sha256=experiment.plans_sha256, split_sha256=experiment.split_sha256,
+        intensity_range=intensity_range(experiment, slices), patch_size=[MAX_PATCH, MAX_PATCH], divisor=1,
+        fold=experiment.fold, train_case_ids=slices.case_ids, fingerprint_sha256=experiment.fingerprint_sha256,
+        plans_sha256=experiment.plans_sha256, split_sha256=experiment.split_sha256, montage=list(montage),
         spacing=[float(step) for step in list(experiment.configuration_manager.spacing)[-2:]],
         package_version=__version__, versions={"torch": torch.__version__, "python": platform.python_version()})
-    divisor = synthesizer_class.build(meta, config).divisor
-    return replace(meta, divisor=divisor, patch_size=_patch_size(experiment, divisor, patch_size))
+    divisor = trained_class.build(meta, config).divisor
+    size = _patch_size(experiment, divisor, patch_size, montage, max_patch)
+    if montage:
+        slices.tile_size(size)
+    return replace(meta, divisor=divisor, patch_size=size)
 
 
-def _patch_size(experiment: Experiment, divisor: int, wanted: Sequence[int] | None) -> list[int]:
+def _patch_size(experiment: Experiment, divisor: int, wanted: Sequence[int] | None, montage: Sequence[int],
+                max_patch: int | None) -> list[int]:
     if wanted is not None:
         if any(side < divisor or side % divisor for side in wanted):
             raise UserError(f"--patch-size {' '.join(map(str, wanted))}: both sides must be multiples of {divisor}")
         return list(wanted)
     planned = list(experiment.configuration_manager.patch_size)[-2:]
-    return [max(min(side, MAX_PATCH) // divisor, 1) * divisor for side in planned]
+    slices = [max(min(side, max_patch or side) // divisor, 1) * divisor for side in planned]
+    return [side * number for side, number in zip(slices, montage or (1, 1), strict=True)]
 
 
 def find_features(choice: str, experiment: Experiment, synthesizer: Synthesizer,

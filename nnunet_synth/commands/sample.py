@@ -1,14 +1,16 @@
 """Draw images with a trained synthesizer: to look at them, or as a normal nnU-Net raw dataset.
 
 --from labels: for the labels and layouts of labelled training slices, moved and turned at random. --from pool: for the
-anatomy of unlabelled slices, with lesion shapes taken from labelled training slices. Intensities are those of the raw
-images again; PNG datasets get pictures, all others volumes of one slice.
+anatomy of unlabelled slices, with lesion shapes taken from labelled training slices. --from noise: for masks that a
+mask source draws (nnunet_synth pretrain --mask-source): unsupervised masks for UM2I, whose segmentation head then tells
+the label, label maps for all others. Intensities are those of the raw images again; PNG datasets get pictures, all
+others volumes of one slice. Montages are cut into slices, unless --montage asks for them whole.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +18,19 @@ from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from nnunet_synth.data.experiment import Experiment
+    from nnunet_synth.data.montages import MontageSlices
     from nnunet_synth.data.slice_arrays import SliceArrays
     from nnunet_synth.data.slices import FoldSlices
-    from nnunet_synth.synthesizers.base import Slices, Synthesizer
+    from nnunet_synth.mask_sources.source import MaskSource
+    from nnunet_synth.synthesizers.base import Slices, Synthesizer, SynthMeta
 
 HELP = "draw images with a trained synthesizer, to look at or as a dataset"
 EXAMPLE = "nnunet_synth sample 501 2d 0 --synthesizer sean --from labels -n 200 --as-dataset 601 --name Synthetic"
 
-SOURCES = ("labels", "pool")
+SOURCES = ("labels", "pool", "noise")
 BATCH_SIZE = 8
 MAX_GALLERY_ROWS = 12
 MAX_TRIES = 20          # donors tried until one leaves a lesion in the anatomy; batches without a drawable sample
@@ -39,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synthesizer", default="sean", help="registered name (default: %(default)s)")
     parser.add_argument("--from", choices=SOURCES, default="labels", dest="source",
                         help="what to draw for (default: %(default)s)")
+    parser.add_argument("--montage", default=None, metavar="ROWSxCOLUMNS",
+                        help="write montages of so many slices, for a synthesizer that was trained on them")
     parser.add_argument("-n", type=int, default=16, dest="number", metavar="N",
                         help="number of images (default: %(default)s)")
     target = parser.add_mutually_exclusive_group(required=True)
@@ -54,69 +61,136 @@ def run(args: argparse.Namespace) -> None:
 
 
 def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesizer: str = "sean",
-           source: str = "labels", number: int = 16, output: str | Path | None = None, as_dataset: int | None = None,
-           name: str = "Synthetic", device: str | None = None, seed: int = 0, plans: str = "nnUNetPlans") -> Path:
+           source: str = "labels", montage: str | None = None, number: int = 16, output: str | Path | None = None,
+           as_dataset: int | None = None, name: str = "Synthetic", device: str | None = None, seed: int = 0,
+           plans: str = "nnUNetPlans") -> Path:
     """Draw `number` images; returns the folder they are in. It appears complete or not at all.
 
     Raises:
-        UserError: no synthesizer or an unfitting one, no layouts for `pool`, or the target exists.
+        UserError: no synthesizer or mask source or an unfitting one, no layouts for `pool`, or the target exists.
     """
+    from itertools import islice
+
     import torch
 
     from nnunet_synth.atomic import atomic_folder
-    from nnunet_synth.commands.pretrain import find_device
+    from nnunet_synth.commands.pretrain import find_device, training_slices
     from nnunet_synth.data.experiment import load_experiment
-    from nnunet_synth.data.slices import FoldSlices
+    from nnunet_synth.data.montages import parse_montage
     from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
     from nnunet_synth.progress import progress
     from nnunet_synth.synthesizers.gallery import write_gallery
 
     if number < 1:
         raise UserError(f"-n {number}: must be at least 1")
-    used_device = find_device(device)
+    used_device, wanted_tiles = find_device(device), parse_montage(montage)
     experiment = load_experiment(dataset, configuration, fold, plans)
     target = _target(output, as_dataset, name)
-    model = load_fitting_synthesizer(experiment, synthesizer, used_device)
-    slices = FoldSlices(experiment)
+    model = load_fitting_synthesizer(experiment, synthesizer, used_device, montage=None)
+    _check_montage(model.meta, wanted_tiles)
+    masks = None if source != "noise" else load_fitting_mask_source(experiment, model, used_device)
+    slices = training_slices(experiment, model.meta.montage)
     model.fit_pool(slices)
-    conditions = label_conditions(slices, model, seed) if source == "labels" \
-        else pool_conditions(experiment, slices, model, seed)
 
+    drawn = draw_from_noise(model, masks, seed) if masks is not None else \
+        draw(model, label_conditions(slices, model, seed) if source == "labels"
+             else pool_conditions(experiment, slices, model, seed), None, seed)
+    if model.meta.montage and not wanted_tiles:
+        drawn = cut(drawn, model.meta.montage)
+    is_labelled_by_head = masks is not None and masks.name == "v2um"
+    provenance = {"from": source, "seed": seed, **({} if masks is None else {"mask_source": masks.name,
+                                                                             "mask_source_steps": masks.meta.steps})}
     rows: list[tuple[np.ndarray, ...]] = []
     with torch.random.fork_rng([]), atomic_folder(target) as folder:
-        writer = SyntheticWriter(experiment, model.meta, folder)
-        for part, image in progress(draw(model, conditions, number, seed), f"drawing with {synthesizer}", number):
+        writer = SyntheticWriter(experiment, model.meta, folder, has_layouts=not is_labelled_by_head)
+        for part, image in progress(islice(drawn, number), f"drawing with {synthesizer}", number):
             writer.write(part, image)
             if len(rows) < MAX_GALLERY_ROWS:
-                rows.append(_gallery_row(model, part, image))
-        write_gallery(rows, ("label", "synthetic"), folder / "gallery.png")
-        writer.finish(target.name, {"from": source, "seed": seed})
+                rows.append(_gallery_row(model, part, image, shows_mask=is_labelled_by_head))
+        write_gallery(rows, (*(("mask",) if is_labelled_by_head else ()), "label", "synthetic"),
+                      folder / "gallery.png")
+        writer.finish(target.name, provenance)
     print(f"{number} synthetic images: {target}")
     return target
 
 
-def load_fitting_synthesizer(experiment: Experiment, name: str, device: str) -> Synthesizer:
+# ----------------------------------------------------------------------------------------------------------------------
+# Who draws
+
+
+def load_fitting_synthesizer(experiment: Experiment, name: str, device: str,
+                             montage: Sequence[int] | None = ()) -> Synthesizer:
     """The synthesizer trained for this fold; prints warnings about what it was not trained for.
+
+    Args:
+        montage: [rows, columns] of what it is to draw, () = single slices, None = what it was trained on.
 
     Raises:
         UserError: there is none, or it does not fit.
     """
-    from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
+    from nnunet_synth.synthesizers.checkpoint import load_synthesizer
     model = load_synthesizer(experiment.synthesizer_folder(name), device)
-    command = f"{experiment.dataset_name[7:10]} {experiment.configuration} {experiment.fold} --synthesizer {name}"
-    for warning in check_synthesizer_fits(
-            model.meta, semantic=experiment.semantic, channel_names=experiment.channel_names,
-            plans_sha256=experiment.plans_sha256, val_ids=experiment.val_ids, patch_size=model.meta.patch_size,
-            spacing=experiment.configuration_manager.spacing, pretrain_command=f"nnunet_synth pretrain {command}"):
-        print(f"warning: {warning}")
+    _warn_of_misfits(experiment, model.meta, "synthesizer", f"--synthesizer {name}",
+                     model.meta.montage if montage is None else montage)
     return model
+
+
+def load_fitting_mask_source(experiment: Experiment, model: Synthesizer, device: str) -> MaskSource:
+    """The mask source of this fold whose masks the synthesizer draws from.
+
+    Raises:
+        UserError: the synthesizer draws from a scan only, or cannot label what it draws; there is no mask source, or it
+            does not fit.
+    """
+    from nnunet_synth.mask_sources import load_mask_source
+    from nnunet_synth.mask_sources.unsupervised import DrawsFromMasks
+    name = "v2um" if isinstance(model, DrawsFromMasks) else "v2m"
+    if name == "v2m" and model.needs:
+        raise UserError(f"synthesizer {model.name} needs the {', '.join(sorted(model.needs))} of a scan: it cannot "
+                        "draw --from noise")
+    if name == "v2um" and not model.has_label_head:
+        raise UserError(f"synthesizer {model.name} was trained without a segmentation head, so nobody knows the labels "
+                        "of what it draws --from noise: pretrain it with one")
+    folder, option = experiment.synthesizer_folder(name), f"--mask-source {name}"
+    if not folder.is_dir():
+        raise UserError(f"no mask source in {folder}: train one with {_pretrain_command(experiment, option)}")
+    masks = load_mask_source(folder, device)
+    _warn_of_misfits(experiment, masks.meta, "mask source", option, model.meta.montage)
+    for key in ("gray_step", "num_segments", "compactness"):
+        of_masks, of_model = masks.meta.config.get(key), model.meta.config.get(key)
+        if name == "v2um" and of_model is not None and of_masks != of_model:
+            raise UserError(f"mask source v2um was trained with {key} {of_masks:g}, synthesizer {model.name} with "
+                            f"{of_model:g}: train one of them again with --option {key}=…")
+    return masks
+
+
+def _warn_of_misfits(experiment: Experiment, meta: SynthMeta, kind: str, option: str, montage: Sequence[int]) -> None:
+    from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits
+    for warning in check_synthesizer_fits(
+            meta, semantic=experiment.semantic, channel_names=experiment.channel_names,
+            plans_sha256=experiment.plans_sha256, val_ids=experiment.val_ids, patch_size=meta.patch_size,
+            spacing=experiment.configuration_manager.spacing, montage=montage, kind=kind,
+            pretrain_command=_pretrain_command(experiment, option)):
+        print(f"warning: {warning}")
+
+
+def _pretrain_command(experiment: Experiment, option: str) -> str:
+    return (f"nnunet_synth pretrain {experiment.dataset_name[7:10]} {experiment.configuration} {experiment.fold} "
+            f"{option}")
+
+
+def _check_montage(meta: SynthMeta, wanted: Sequence[int]) -> None:
+    if wanted and list(wanted) != list(meta.montage):
+        trained = f"montages of {meta.montage[0]}x{meta.montage[1]}" if meta.montage else "single slices"
+        raise UserError(f"synthesizer {meta.synthesizer} was trained on {trained}: pretrain it with --montage "
+                        f"{wanted[0]}x{wanted[1]} to draw such montages")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What to draw for
 
 
-def label_conditions(slices: FoldSlices, synthesizer: Synthesizer, seed: int) -> Iterator[Slices]:
+def label_conditions(slices: FoldSlices | MontageSlices, synthesizer: Synthesizer, seed: int) -> Iterator[Slices]:
     """Batches of labelled training slices, moved and turned at random; without end."""
     import numpy as np
     rng = np.random.default_rng([seed, 1])
@@ -124,12 +198,13 @@ def label_conditions(slices: FoldSlices, synthesizer: Synthesizer, seed: int) ->
         yield slices.sample(BATCH_SIZE, tuple(synthesizer.meta.patch_size), rng)
 
 
-def pool_conditions(experiment: Experiment, slices: FoldSlices, synthesizer: Synthesizer,
+def pool_conditions(experiment: Experiment, slices: FoldSlices | MontageSlices, synthesizer: Synthesizer,
                     seed: int) -> Iterator[Slices]:
     """Batches of unlabelled slices with lesions transferred from labelled ones; without end.
 
     Raises:
-        UserError: there is no unlabelled case, or none of them (or of the labelled ones) has a layout.
+        UserError: there is no unlabelled case, or none of them (or of the labelled ones) has a layout; the synthesizer
+            draws montages.
     """
     import numpy as np
 
@@ -137,6 +212,9 @@ def pool_conditions(experiment: Experiment, slices: FoldSlices, synthesizer: Syn
     from nnunet_synth.data.slice_arrays import random_crop
     from nnunet_synth.data.slices import to_slices
 
+    if synthesizer.meta.montage:
+        raise UserError(f"synthesizer {synthesizer.name} was trained on montages, and --from pool draws single slices: "
+                        "use --from labels or --from noise")
     unlabelled = slices.unlabelled()
     if unlabelled is None:
         raise UserError(f"{experiment.dataset_name} has no preprocessed unlabelled cases: put images into imagesUl and "
@@ -179,9 +257,32 @@ def _somewhere_in(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]
     return divmod(int(rng.choice(np.flatnonzero(mask))), mask.shape[1])
 
 
-def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int,
-         seed: int) -> Iterator[tuple[Slices, np.ndarray]]:
-    """`number` pairs of one slice ([1, …], with the label that describes the image) and its image [C, H, W].
+def mask_conditions(masks: MaskSource, num_channels: int, seed: int) -> Iterator[Slices]:
+    """Batches of label and layout maps from noise, without images; without end."""
+    for drawn in masks.endless(seed, BATCH_SIZE):
+        label, layout = (part.cpu() for part in masks.maps(drawn))
+        yield _without_scan(label, layout, label.new_zeros((len(label), num_channels, *label.shape[1:])).float())
+
+
+def _without_scan(label: Tensor, layout: Tensor, image: Tensor) -> Slices:
+    import torch
+
+    from nnunet_synth.synthesizers.base import Slices
+    return Slices(image=image, label=label, layout=layout, valid=torch.ones_like(label, dtype=torch.bool),
+                  origin=[("noise", 0)] * len(label))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Drawing
+
+
+def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int | None, seed: int,
+         has_scans: bool = True) -> Iterator[tuple[Slices, np.ndarray]]:
+    """Pairs of one slice ([1, …], with the label that describes the image) and its image [C, H, W].
+
+    Args:
+        number: of pairs; None = without end.
+        has_scans: whether the images of the conditions are scans, which the synthesizer may look at.
 
     Raises:
         UserError: many batches in a row held nothing that can be drawn.
@@ -194,9 +295,9 @@ def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int,
     generator = torch.Generator(device).manual_seed(seed)
     done = failures = 0
     for part in conditions:
-        here = part.to(device)
+        request = part.to(device).request(generator)
         synthesizer.begin_step(generator)
-        result = synthesizer.synthesize(here.request(generator))
+        result = synthesizer.synthesize(request if has_scans else replace(request, image=None))
         failures = 0 if bool(result.ok.any()) else failures + 1
         if failures == MAX_TRIES:
             raise UserError(f"synthesizer {synthesizer.name} has no style for the classes of these slices: it was "
@@ -205,10 +306,55 @@ def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int,
             if done == number:
                 return
             done += 1
-            one = replace(part, image=part.image[index:index + 1], label=result.label[index:index + 1].cpu(),
-                          layout=part.layout[index:index + 1], valid=part.valid[index:index + 1],
-                          origin=part.origin[index:index + 1])
-            yield one, result.image[index].cpu().numpy()
+            yield replace(_one(part, index), label=result.label[index:index + 1].cpu()), \
+                result.image[index].cpu().numpy()
+
+
+def draw_from_noise(synthesizer: Synthesizer, masks: MaskSource, seed: int) -> Iterator[tuple[Slices, np.ndarray]]:
+    """As `draw`, for masks from noise; without end.
+
+    Of an unsupervised mask the slice holds the label that the synthesizer's segmentation head sees, no layout, and the
+    mask itself as image.
+    """
+    if masks.name == "v2m":
+        conditions = mask_conditions(masks, len(synthesizer.meta.channel_names), seed)
+        yield from draw(synthesizer, conditions, None, seed, has_scans=False)
+        return
+    import torch
+    import torch.nn.functional as F
+
+    from nnunet_synth.superpixels import WHITE
+    height, width = masks.meta.patch_size
+    padding = (0, -width % synthesizer.divisor, 0, -height % synthesizer.divisor)
+    generator = torch.Generator(masks.progress.device).manual_seed(seed)
+    for drawn in masks.endless(seed, BATCH_SIZE):
+        mask = masks.unsupervised(drawn)
+        images, label = (one[..., :height, :width] for one in synthesizer.from_masks(F.pad(mask, padding), generator))
+        shown = synthesizer.from_unit(mask / WHITE * 2 - 1).cpu()
+        part = _without_scan(label.cpu(), torch.zeros_like(label).cpu(), shown)
+        for index, image in enumerate(images.cpu().numpy()):
+            yield _one(part, index), image
+
+
+def cut(drawn: Iterator[tuple[Slices, np.ndarray]], montage: Sequence[int]) -> Iterator[tuple[Slices, np.ndarray]]:
+    """The slices of drawn montages, one after another."""
+    from dataclasses import replace
+
+    import torch
+
+    from nnunet_synth.data.montages import cut_apart
+    for part, image in drawn:
+        parts, images = cut_apart(part, *montage), cut_apart(replace(part, image=torch.from_numpy(image)[None]),
+                                                             *montage).image
+        for index, piece in enumerate(images.numpy()):
+            yield _one(parts, index), piece
+
+
+def _one(part: Slices, index: int) -> Slices:
+    from dataclasses import replace
+    one = slice(index, index + 1)
+    return replace(part, image=part.image[one], label=part.label[one], layout=part.layout[one], valid=part.valid[one],
+                   cluster=None if part.cluster is None else part.cluster[one], origin=part.origin[one])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -234,11 +380,16 @@ def _target(output: str | Path | None, as_dataset: int | None, name: str) -> Pat
     return environment_folder("nnUNet_raw") / f"Dataset{as_dataset:03d}_{name}"
 
 
-def _gallery_row(synthesizer: Synthesizer, part: Slices, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gallery_row(synthesizer: Synthesizer, part: Slices, image: np.ndarray,
+                 shows_mask: bool = False) -> tuple[np.ndarray, ...]:
+    """Label over the image, and the image; before them the slice's own image where that is the mask."""
     import torch
 
     from nnunet_synth.synthesizers.gallery import overlay, to_gray
-    in_range = synthesizer.to_unit(torch.from_numpy(image)[None]).where(part.valid[:, None], -1)
-    drawn = to_gray(in_range[0].numpy())
+
+    def gray(one: np.ndarray) -> np.ndarray:
+        in_range = synthesizer.to_unit(torch.from_numpy(one)[None]).where(part.valid[:, None], -1)
+        return to_gray(in_range[0].numpy())
+
     classes = synthesizer.meta.semantic.combine(part.label, part.layout)[0].numpy()
-    return overlay(drawn, classes), drawn
+    return (*((gray(part.image[0].numpy()),) if shows_mask else ()), overlay(gray(image), classes), gray(image))

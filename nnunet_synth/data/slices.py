@@ -135,7 +135,7 @@ class FoldSlices:
     def iterate(self, only_targets: bool, max_slices: int | None = None) -> Iterator[Slices]:
         """Whole clean slices, one at a time, in a fixed order; a cap takes them evenly from the whole list."""
         pool = self.target_origins if only_targets else self.origins
-        for number in _evenly(len(pool), max_slices):
+        for number in evenly(len(pool), max_slices):
             yield to_slices([self.cases.read(pool[number])], [pool[number]])
 
     def unlabelled(self) -> UnlabelledSlices | None:
@@ -180,7 +180,7 @@ class UnlabelledSlices:
 
     def iterate(self, only_targets: bool, max_slices: int | None = None) -> Iterator[Slices]:
         """Whole clean slices, one at a time, in a fixed order; none is a target."""
-        for number in [] if only_targets else _evenly(len(self.origins), max_slices):
+        for number in [] if only_targets else evenly(len(self.origins), max_slices):
             cases, origin = self.origins[number]
             yield to_slices([cases.read(origin)], [origin])
 
@@ -216,7 +216,7 @@ def _shows_something(segmentation: Any, layout: Any) -> np.ndarray:
     return shown.any((1, 2))
 
 
-def _evenly(length: int, at_most: int | None) -> list[int]:
+def evenly(length: int, at_most: int | None) -> list[int]:
     """At most `at_most` of 0 … length − 1, evenly spread, first and last included."""
     if at_most is None or at_most >= length:
         return list(range(length))

@@ -27,17 +27,19 @@ class SyntheticWriter:
     Args:
         experiment: that the synthesizer was trained on.
         folder: of the new dataset; `imagesTr`, `labelsTr`, `layoutsTr` are made in it.
+        has_layouts: False = nobody knows the anatomy of what was drawn.
     """
 
-    def __init__(self, experiment: Experiment, meta: SynthMeta, folder: Path) -> None:
+    def __init__(self, experiment: Experiment, meta: SynthMeta, folder: Path, has_layouts: bool = True) -> None:
         self.experiment, self.meta, self.folder = experiment, meta, folder
+        self.layout_labels = experiment.layout_labels if has_layouts else {}
         self.is_picture = experiment.plans["image_reader_writer"] == PICTURE_READER
         self.description = DatasetDescription(
             name="Synthetic", channel_names=tuple(experiment.channel_names),
             labels={"background": 0, **experiment.foreground_labels},
             file_ending=experiment.dataset_json["file_ending"],
             reader_writer=experiment.plans["image_reader_writer"], num_dimensions=2 if self.is_picture else 3,
-            licence="", citation="", source="", layout_labels=experiment.layout_labels)
+            licence="", citation="", source="", layout_labels=self.layout_labels)
         self.meanings: list[str] = []
         self.num_written = 0
 
@@ -67,7 +69,7 @@ class SyntheticWriter:
                            "synthesizer was trained on: never validate on those",
             "licence": ours.get("licence", original.get("licence", "as the dataset it was trained on")),
             "nnunet_synth": {
-                "layout_labels": self.experiment.layout_labels,
+                "layout_labels": self.layout_labels,
                 "source": f"drawn by nnunet_synth {__version__}",
                 "synthetic": {
                     "synthesizer": self.meta.synthesizer,
@@ -86,7 +88,7 @@ class SyntheticWriter:
             raw = np.clip(np.rint(raw), 0, 255).astype(np.uint8)
         elif set(self.experiment.configuration_manager.normalization_schemes) == {"CTNormalization"}:
             raw = np.rint(raw).astype(np.int16)
-        layout = self._image(part.layout[0].numpy().astype(np.uint8)) if self.experiment.layout_labels else None
+        layout = self._image(part.layout[0].numpy().astype(np.uint8)) if self.layout_labels else None
         return CaseContent(images=tuple(map(self._image, raw)),
                            label=self._image(part.label[0].numpy().astype(np.uint8)), layout=layout)
 

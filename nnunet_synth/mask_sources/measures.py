@@ -16,15 +16,13 @@ BATCH_SIZE = 16
 
 def measure_mask_source(source: MaskSource, slices: SliceSource, seed: int = 0,
                         num_masks: int = NUM_MASKS) -> dict[str, float]:
-    """Compare drawn masks with those of augmented training slices; see `compare`."""
+    """Compare about `num_masks` drawn masks with as many of augmented training slices; see `compare`."""
     rng = np.random.default_rng([seed, 23])
-    device = source.progress.device
-    real = []
-    for start in range(0, num_masks, BATCH_SIZE):
-        batch = source.sample(slices, min(BATCH_SIZE, num_masks - start), rng)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    real, drawn = [], []
+    for _, masks in zip(range(0, num_masks, BATCH_SIZE), source.endless(seed, BATCH_SIZE), strict=False):
+        batch = {name: tensor.to(masks.device) for name, tensor in source.sample(slices, BATCH_SIZE, rng).items()}
         real.append(source.classes(source.encode(batch)).cpu())
-    drawn = [source.classes(masks).cpu() for masks in source.draw_all(num_masks, seed, BATCH_SIZE)]
+        drawn.append(source.classes(masks).cpu())
     return compare(torch.cat(real), torch.cat(drawn), source.num_classes)
 
 

@@ -177,12 +177,12 @@ class MaskSource(Trainable):
         masks = self.activate(self.generator(style, int(depth), alpha, generator)).float()
         return F.interpolate(masks, tuple(self.meta.patch_size), mode="nearest")
 
-    def draw_all(self, num_masks: int, seed: int, batch_size: int = 16) -> Iterator[Tensor]:
-        """Batches of `draw`, `num_masks` in all."""
+    def endless(self, seed: int, batch_size: int) -> Iterator[Tensor]:
+        """Batches of `draw`, one after another."""
         generator = torch.Generator(self.progress.device).manual_seed(seed)
         mean_style = self.mean_style()
-        for start in range(0, num_masks, batch_size):
-            yield self.draw(min(batch_size, num_masks - start), generator, mean_style)
+        while True:
+            yield self.draw(batch_size, generator, mean_style)
 
 
 def truncated(style: Tensor, mean_style: Tensor, psi: float) -> Tensor:
@@ -194,7 +194,7 @@ def draw_mask_gallery(source: MaskSource, conditions: Slices, target: Path, seed
     """PNG of real | drawn masks; they have nothing to do with each other. The same noise each time."""
     device = source.progress.device
     real = source.encode(source.batch_of(conditions.to(device)))
-    drawn, = source.draw_all(len(real), seed, len(real))
+    drawn = next(source.endless(seed, len(real)))
     write_gallery(zip(source.pictures(real), source.pictures(drawn), strict=True), ("real", "drawn"), target)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from nnunet_synth.synthesizers.base import Batch, SliceSource
 from nnunet_synth.synthesizers.gallery import to_gray
 
 
+@runtime_checkable
 class DrawsFromMasks(Protocol):
     """A synthesizer that draws from unsupervised masks and says itself which label it drew."""
 
@@ -29,19 +30,21 @@ class DrawsFromMasks(Protocol):
 class V2UMConfig(MaskSourceConfig):
     """V2UM's hyper-parameters."""
 
-    segments_per_512: int = 512         # M, for an image of 512 × 512; fewer for smaller ones
-    step: float = 50.0                  # t; 0 = not quantised (Table V)
+    num_segments: int = 512             # M, in an image of 512 × 512
+    gray_step: float = 50.0             # t, between gray values; 0 = not quantised (Table V)
+    compactness: float = 0.1            # of SLIC
     unlabelled_share: float = 0.5       # of the training slices, where the fold has unlabelled ones
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.step <= WHITE:
-            raise UserError(f"step t = {self.step:g} between gray values: choose more than 0 and at most 255, or 0 for "
-                            "none")
+        if not 0 <= self.gray_step <= WHITE:
+            raise UserError(f"gray_step (t) is {self.gray_step:g}: choose more than 0 and at most 255, or 0 for no "
+                            "quantisation")
         if not 0 <= self.unlabelled_share <= 1:
             raise UserError(f"unlabelled_share is {self.unlabelled_share}, it must lie between 0 and 1")
-        if self.segments_per_512 < 1:
-            raise UserError(f"segments_per_512 is {self.segments_per_512}, it must be at least 1")
+        if not 1 <= self.num_segments <= 512 ** 2:
+            raise UserError(f"num_segments (M) is {self.num_segments}: choose from 1 to {512 ** 2}, the pixels of an "
+                            "image of 512 × 512")
 
 
 class V2UM(MaskSource):
@@ -51,12 +54,12 @@ class V2UM(MaskSource):
     Config = V2UMConfig
     PRESETS = {
         "tiny": V2UMConfig(latent_size=32, num_mapping_layers=4, max_width=32, base_width=512,
-                           steps_per_depth=(150, 300, 300, 600), batch_sizes=(16,), segments_per_512=8192),
+                           steps_per_depth=(150, 300, 300, 600), batch_sizes=(16,), num_segments=8192),
         "default": V2UMConfig(),
         "paper": V2UMConfig(latent_size=512, max_width=512, base_width=8192,
                             # 8, 16, 16, 32, 32, 64, 64 epochs over 1500 montages
                             steps_per_depth=(94, 188, 188, 750, 1500, 6000, 12_000),
-                            batch_sizes=(128, 128, 128, 64, 32, 16, 8), segments_per_512=128),
+                            batch_sizes=(128, 128, 128, 64, 32, 16, 8), num_segments=128),
     }
 
     @property
@@ -73,8 +76,8 @@ class V2UM(MaskSource):
     def encode(self, batch: Batch) -> Tensor:
         """Algorithm 1 on the image, gray values 0 … 255 as -1 … 1."""
         image = (batch["image"].float() + 1) / 2
-        num_segments = scaled_num_segments(*image.shape[2:], self.config.segments_per_512)
-        return unsupervised_mask(image, num_segments, self.config.step) / WHITE * 2 - 1
+        num_segments = scaled_num_segments(*image.shape[2:], self.config.num_segments)
+        return unsupervised_mask(image, num_segments, self.config.gray_step, self.config.compactness) / WHITE * 2 - 1
 
     def activate(self, raw: Tensor) -> Tensor:
         """Nothing, as in StyleGAN."""
@@ -86,7 +89,7 @@ class V2UM(MaskSource):
         Rounded to the nearest level, not down: a network comes a little short of a level as often as it exceeds it.
         """
         gray = ((masks.float() + 1) / 2 * WHITE).clamp(0, WHITE)
-        step = self.config.step
+        step = self.config.gray_step
         return gray if step == 0 else quantise(gray + step / 2, step)
 
     @property
@@ -95,7 +98,7 @@ class V2UM(MaskSource):
 
     @property
     def _class_step(self) -> float:
-        return self.config.step or 10.0     # levels to count where there are none
+        return self.config.gray_step or 10.0    # levels to count where there are none
 
     def classes(self, masks: Tensor) -> Tensor:
         """The level of the first channel."""

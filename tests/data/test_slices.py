@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunet_synth.commands.preprocess import preprocess
 from nnunet_synth.data.experiment import load_experiment
 from nnunet_synth.data.slice_arrays import SliceArrays, _cut, random_crop
-from nnunet_synth.data.slices import CaseSlices, FoldSlices, _evenly
+from nnunet_synth.data.slices import CaseSlices, FoldSlices, evenly
 from nnunet_synth.errors import UserError
 from tests.conftest import DATASET_ID
 
@@ -196,9 +196,9 @@ def test_the_cache_is_bounded_and_changes_nothing(experiment):
 
 
 def test_a_cap_takes_slices_evenly():
-    assert _evenly(5, None) == _evenly(5, 9) == [0, 1, 2, 3, 4]
-    assert _evenly(9, 3) == [0, 4, 8] and _evenly(100, 1) == [0]
-    assert len(set(_evenly(1000, 64))) == 64
+    assert evenly(5, None) == evenly(5, 9) == [0, 1, 2, 3, 4]
+    assert evenly(9, 3) == [0, 4, 8] and evenly(100, 1) == [0]
+    assert len(set(evenly(1000, 64))) == 64
 
 
 # ----------------------------------------------------------------------------------------------------------------------
