@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,9 +17,16 @@ Method = Literal["slic", "slic_skimage", "felzenszwalb"]
 METHODS: tuple[Method, ...] = ("slic", "slic_skimage", "felzenszwalb")
 WHITE = 255.0       # unsupervised masks hold gray values from 0 to this (UM2I, Algorithm 1)
 
-# Which cell of the grid, relative to its own, a pixel may go to: (rows down, columns right).
+# Which cell of the grid a pixel may go to, relative to its own: (rows down, columns right).
 NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-_FAR = 1e6          # squared distance of a centre that does not exist
+# Centres are updated from every `stride`-th pixel in both directions, other ones each time (as S-SLIC does in hardware:
+# Hong et al., DAC 2016). The stride leaves at least 5 × 5 pixels of a cell and is 4 at most.
+MIN_SAMPLES_ACROSS, MAX_STRIDE = 5, 4
+# Colours are rounded to these steps (1/16 of a gray value of 255). Their sums over cells of up to 64 × 64 pixels are
+# then exact in float32, so that the result depends neither on the order of summation nor on the rest of the batch.
+COLOUR_STEP = 2.0 ** -12
+_FAR = 1e3                      # features of the centres that would lie outside the grid
+_CPU_PIXELS = 2 ** 18           # pixels at a time on the CPU, whose cache then holds what is computed from them
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -40,85 +48,191 @@ def grid_shape(height: int, width: int, num_segments: int) -> tuple[int, int]:
         UserError: fewer than one segment, or more than pixels.
     """
     if not 1 <= num_segments <= height * width:
-        raise UserError(f"{num_segments} superpixels for an image of {height} × {width}: choose from 1 to "
-                        f"{height * width}")
+        raise UserError(f"{num_segments} superpixels in an image of {height} × {width}: choose 1 to {height * width}")
     rows = min(max(1, round(math.sqrt(num_segments * height / width))), height, num_segments)
     columns = min(max(1, round(num_segments / rows)), width)
-    # Cells are whole pixels, so the last ones may be left without any.
+    # Cells are of whole pixels, so fewer of them may do.
     return math.ceil(height / math.ceil(height / rows)), math.ceil(width / math.ceil(width / columns))
 
 
 @torch.no_grad()
 def slic(image: Tensor, num_segments: int, compactness: float = 0.1, num_iterations: int = 10,
          valid: Tensor | None = None) -> Tensor:
-    """SLIC superpixels (Achanta et al., IEEE TPAMI 34(11):2274, 2012), without enforced connectivity.
+    """SLIC superpixels (Achanta et al., IEEE TPAMI 34(11):2274, 2012): k-means in colour and position.
+
+    The squared distance is Σ_c (v_c − μ_c)² / C + (compactness / S)² ‖p − p_μ‖², with S the side of a cell of the grid.
+    A pixel chooses among the centres of its own cell and the eight around it; connectivity is not enforced.
 
     Args:
-        image: [N, C, H, W] float in [0, 1]; distances in colour are divided by C.
-        num_segments: about how many; the grid is the same for every image of the batch.
+        image: [N, C, H, W] float in [0, 1].
+        num_segments: about how many; `grid_shape` makes it the same grid for every image of the batch.
         valid: [N, H, W] bool; other pixels get an id, too, but pull at no centre.
 
     Returns:
-        [N, H, W] int64, ids 0 … K − 1 of the K = rows × columns cells of `grid_shape`. Not every id need occur.
+        [N, H, W] int64, ids 0 … K − 1 of the K = rows × columns cells of the grid. Not every id need occur.
 
     Raises:
-        UserError: see `grid_shape`.
+        UserError: see `grid_shape`; compactness or number of iterations not positive.
     """
+    if not (compactness > 0 and num_iterations > 0):
+        raise UserError(f"compactness {compactness:g} and {num_iterations} iterations: both must be more than 0")
     num_images, num_channels, height, width = image.shape
+    valid = torch.ones_like(image[:, 0], dtype=torch.bool) if valid is None else valid
+    at_once = max(1, _CPU_PIXELS // (height * width)) if image.device.type == "cpu" else num_images
+    if at_once < num_images:
+        parts = zip(image.split(at_once), valid.split(at_once), strict=True)
+        return torch.cat([slic(part, num_segments, compactness, num_iterations, inside) for part, inside in parts])
+
     rows, columns = grid_shape(height, width, num_segments)
-    cell_height, cell_width = math.ceil(height / rows), math.ceil(width / columns)
-    below, right = rows * cell_height - height, columns * cell_width - width
-    inside = torch.ones_like(image[:, 0], dtype=torch.bool) if valid is None else valid
-    inside = F.pad(inside, (0, right, 0, below), value=False)
-    padded = F.pad(image.float(), (0, right, 0, below))
+    cells = _Cells(num_images, height, width, rows, columns)
+    kmeans = _KMeans(cells, cells.split(image.float()), cells.split(valid[:, None].float()), compactness)
+    centres = kmeans.first_centres()
+    for iteration in range(num_iterations - 1):
+        centres = kmeans.update(centres, kmeans.subsets[iteration % len(kmeans.subsets)])
+    return cells.join(kmeans.assign(centres))
 
-    def cells(pixels: Tensor) -> Tensor:
-        split = pixels.reshape(num_images, -1, rows, cell_height, columns, cell_width)
-        return split.permute(1, 3, 5, 0, 2, 4).contiguous()
 
-    scale = compactness / math.sqrt(cell_height * cell_width)
-    y = ((torch.arange(cell_height, device=image.device) - (cell_height - 1) / 2) * scale)[:, None, None, None, None]
-    x = ((torch.arange(cell_width, device=image.device) - (cell_width - 1) / 2) * scale)[None, :, None, None, None]
-    colour = cells(padded) / math.sqrt(num_channels)
-    weight = cells(inside).float()[0]
-    features = [*colour, y, x]
-    count = weight.sum((0, 1))
-    centres = torch.stack([(weight * feature).sum((0, 1)) / count.clamp_min(1) for feature in features])
-    shift = torch.tensor(NEIGHBOURS, device=image.device) * torch.tensor([cell_height, cell_width],
-                                                                          device=image.device) * scale
-    for iteration in range(num_iterations):
-        around = F.pad(centres, (1, 1, 1, 1))
-        exists = F.pad(torch.ones_like(centres[0]), (1, 1, 1, 1))
-        best = torch.full_like(weight, torch.inf)
-        label = torch.zeros_like(weight)
-        for k, (dy, dx) in enumerate(NEIGHBOURS):
-            view = (..., slice(1 + dy, 1 + dy + rows), slice(1 + dx, 1 + dx + columns))
-            centre = around[view]
-            distance = (y - centre[-2] - shift[k, 0]) ** 2 + (x - centre[-1] - shift[k, 1]) ** 2
-            distance = distance + (1 - exists[view]) * _FAR
-            for channel in range(num_channels):
-                distance = distance + (colour[channel] - centre[channel]) ** 2
-            closer = distance < best
-            label = torch.where(closer, k, label)
-            best = torch.minimum(distance, best)
-        if iteration == num_iterations - 1:
-            break
-        totals = F.pad(torch.zeros_like(torch.cat([centres[:1], centres])), (1, 1, 1, 1))
-        for k, (dy, dx) in enumerate(NEIGHBOURS):
-            view = (..., slice(1 + dy, 1 + dy + rows), slice(1 + dx, 1 + dx + columns))
-            mine = weight * (label == k)
-            sums = [mine.sum((0, 1))]
-            for index, feature in enumerate(features):
-                offset = 0 if index < num_channels else shift[k, index - num_channels]
-                sums.append((mine * (feature - offset)).sum((0, 1)))
-            totals[view] += torch.stack(sums)
-        count, total = totals[:1, ..., 1:-1, 1:-1], totals[1:, ..., 1:-1, 1:-1]
-        centres = torch.where(count > 0, total / count.clamp_min(1), centres)
+@dataclass(frozen=True)
+class _Cells:
+    """The grid: images cut into K cells of one size.
 
-    home = torch.arange(rows * columns, device=image.device).reshape(rows, columns)
-    label = label.long()
-    ids = home + (label // 3 - 1) * columns + label % 3 - 1
-    return ids.permute(2, 3, 0, 4, 1).reshape(num_images, rows * cell_height, -1)[:, :height, :width].contiguous()
+    Pixels are kept as [C, cell height, cell width, N · K] ("split"), what belongs to cells as [F, N · K]: the same
+    pixel of all cells is one contiguous row, as long as the row of the cells' centres.
+    """
+
+    num_images: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return math.ceil(self.height / self.rows), math.ceil(self.width / self.columns)
+
+    def split(self, pixels: Tensor) -> Tensor:
+        """[N, C, H, W] → a new [C, cell height, cell width, N · K], with zeros below and on the right."""
+        height, width = self.size
+        padded = F.pad(pixels, (0, self.columns * width - self.width, 0, self.rows * height - self.height))
+        parts = padded.reshape(self.num_images, -1, self.rows, height, self.columns, width)
+        return parts.permute(1, 3, 5, 0, 2, 4).clone(memory_format=torch.contiguous_format).flatten(3)
+
+    def join(self, ids: Tensor) -> Tensor:
+        """[cell height, cell width, N · K] → [N, H, W] int64."""
+        parts = ids.unflatten(2, (self.num_images, self.rows, self.columns)).permute(2, 3, 0, 4, 1)
+        whole = torch.empty(parts.shape, dtype=torch.int64, device=ids.device).copy_(parts)
+        return whole.flatten(3).flatten(1, 2)[:, :self.height, :self.width].contiguous()
+
+    def around(self, values: Tensor, fill: float) -> Tensor:
+        """[F, N · K] → [9, F, N · K]: of the neighbours of each cell, `fill` beyond the border."""
+        padded = self._padded(values, fill)
+        return torch.stack([self._window(padded, dy, dx) for dy, dx in NEIGHBOURS]).flatten(2)
+
+    def collect(self, values: Tensor) -> Tensor:
+        """[9, F, N · K], what each cell has for its neighbours → [F, N · K], the sum of what each cell is given."""
+        padded = self._padded(values, 0.0)
+        given = [self._window(padded[k], -dy, -dx) for k, (dy, dx) in enumerate(NEIGHBOURS)]
+        return torch.stack(given).sum(0).flatten(1)
+
+    def _padded(self, values: Tensor, fill: float) -> Tensor:
+        return F.pad(values.unflatten(-1, (self.num_images, self.rows, self.columns)), (1, 1, 1, 1), value=fill)
+
+    def _window(self, padded: Tensor, dy: int, dx: int) -> Tensor:
+        return padded[..., 1 + dy:1 + dy + self.rows, 1 + dx:1 + dx + self.columns]
+
+
+class _KMeans:
+    """The two steps of SLIC.
+
+    A centre is (y, x, colours): [2 + C, N · K], positions in pixels from the middle of the centre's cell.
+
+    Args:
+        colour: [C, cell height, cell width, N · K], is overwritten.
+        inside: [1, cell height, cell width, N · K] 1 for pixels that count, else 0.
+    """
+
+    def __init__(self, cells: _Cells, colour: Tensor, inside: Tensor, compactness: float) -> None:
+        device = colour.device
+        self.cells, self.inside = cells, inside
+        self.outside = (1 - inside[0]) * -_FAR ** 2
+        self.colour = colour.div_(COLOUR_STEP).round_().mul_(COLOUR_STEP)
+        self.y, self.x = (torch.arange(side, device=device) - (side - 1) / 2 for side in cells.size)
+        position, channel = compactness ** 2 / math.prod(cells.size), 1 / len(colour)
+        self.weights = torch.tensor([position, position, *[channel] * len(colour)], device=device)[:, None]
+        height, width = cells.size
+        self.offsets = torch.tensor([(dy * height, dx * width, *[0.0] * len(colour)) for dy, dx in NEIGHBOURS],
+                                    device=device)[:, :, None]
+        self.subsets = _subsets(*(min(max(1, side // MIN_SAMPLES_ACROSS), MAX_STRIDE) for side in cells.size))
+
+    def first_centres(self) -> Tensor:
+        """The mean of each cell's pixels; the middle of a cell without any."""
+        totals = self._totals(self.inside.clone(), (slice(None), slice(None)))[0]
+        return totals[1:] / totals[0].clamp_min(1)
+
+    def update(self, centres: Tensor, subset: tuple[slice, slice]) -> Tensor:
+        """The mean of those pixels of the subset that are nearest to each centre; one without any stays.
+
+        A pixel at the same distance from two centres counts for both.
+        """
+        distance = self._distances(self._planes(centres), subset)
+        nearest = distance.amin(0) + self.outside[subset]
+        totals = self._totals(distance.eq_(nearest), subset)
+        totals[:, 1:] -= totals[:, :1] * self.offsets           # positions from the middle of the centre's own cell
+        totals = self.cells.collect(totals)
+        return torch.where(totals[0] > 0, totals[1:] / totals[0].clamp_min(1), centres)
+
+    def assign(self, centres: Tensor) -> Tensor:
+        """[cell height, cell width, N · K]: the nearest centre of each pixel, of equally near ones the first."""
+        rows, columns, device = self.cells.rows, self.cells.columns, centres.device
+        last = columns + 2
+        rank = torch.tensor([last - dy * columns - dx for dy, dx in NEIGHBOURS], device=device, dtype=torch.float32)
+        home = torch.arange(rows * columns, device=device, dtype=torch.float32).repeat(self.cells.num_images) + last
+        planes = self._planes(centres)
+        ids = torch.empty_like(self.inside[0])
+        for subset in self.subsets:
+            distance = self._distances(planes, subset)
+            first = distance.eq_(distance.amin(0)).mul_(rank[:, None, None, None]).amax(0)
+            ids[subset] = home - first
+        return ids
+
+    def _planes(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distance to the centre μ around a cell, less that to the cell's middle, is linear in the features:
+
+        ‖f − μ‖² − ‖f‖² = ‖μ‖² − 2 μ·f. Returns ‖μ‖² [9, N · K] and −2 μ [9, 2 + C, N · K], weighted.
+        """
+        around = self.cells.around(centres, _FAR) + self.offsets
+        weighted = self.weights * around
+        return (weighted * around).sum(1), -2 * weighted
+
+    def _distances(self, planes: tuple[Tensor, Tensor], subset: tuple[slice, slice]) -> Tensor:
+        """[9, y, x, N · K]: see `_planes`."""
+        constant, slopes = planes
+        over_y = torch.addcmul(constant[:, None], slopes[:, 0, None], self.y[subset[0], None])
+        over_x = slopes[:, 1, None] * self.x[subset[1], None]
+        distance = over_y[:, :, None] + over_x[:, None]
+        for channel, colour in enumerate(self.colour, start=2):
+            distance.addcmul_(colour[subset], slopes[:, channel, None, None])
+        return distance
+
+    def _totals(self, belongs: Tensor, subset: tuple[slice, slice]) -> Tensor:
+        """[n, 1 + 2 + C, N · K]: number, Σ y, Σ x and Σ colours of n groups of pixels.
+
+        Args:
+            belongs: [n, y, x, N · K] 0 or 1, is overwritten.
+        """
+        in_rows, in_columns = belongs.sum(2), belongs.sum(1)
+        totals = [in_rows.sum(1), in_rows.mul_(self.y[subset[0], None]).sum(1),
+                  in_columns.mul_(self.x[subset[1], None]).sum(1)]
+        for colour in self.colour[:-1]:
+            totals.append((belongs * colour[subset]).sum((1, 2)))
+        totals.append(belongs.mul_(self.colour[-1][subset]).sum((1, 2)))
+        return torch.stack(totals, dim=1)
+
+
+def _subsets(stride_y: int, stride_x: int) -> list[tuple[slice, slice]]:
+    """Every `stride`-th row and column of a cell, from each pair of starts once, so that successive ones lie apart."""
+    starts = [(step % stride_y, (step // stride_y + step % stride_y) % stride_x) for step in range(stride_y * stride_x)]
+    return [(slice(y, None, stride_y), slice(x, None, stride_x)) for y, x in starts]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -151,16 +265,22 @@ def paint(values: Tensor, segments: Tensor) -> Tensor:
 
 
 def quantise(mean: Tensor, step: float) -> Tensor:
-    """int(mean / t) · t of UM2I's Algorithm 1, for gray values from 0 to 255; at most floor(255 / t) + 1 values.
+    """int(mean / t) · t of UM2I's Algorithm 1, for gray values from 0 to 255; takes `num_levels(t)` values at most.
 
     Raises:
         UserError: unless 0 < t ≤ 255.
     """
-    if not 0 < step <= WHITE:
-        raise UserError(f"step t = {step:g} between gray values: choose more than 0 and at most 255")
+    highest = num_levels(step) - 1
     # A mean that is a multiple of t must not fall to the level below by rounding.
     tolerance = 1e-3 * min(step, 1.0)
-    return torch.floor((mean + tolerance).clamp(0, WHITE) / step) * step
+    return ((mean + tolerance) / step).floor().clamp(0, highest) * step
+
+
+def num_levels(step: float) -> int:
+    """floor(255 / t) + 1: how many values quantised gray may have. Raises UserError unless 0 < t ≤ 255."""
+    if not 0 < step <= WHITE:
+        raise UserError(f"step t = {step:g} between gray values: choose more than 0 and at most 255")
+    return math.floor(WHITE / step) + 1
 
 
 def unsupervised_mask(image: Tensor, num_segments: int = 512, step: float = 50, compactness: float = 0.1,
