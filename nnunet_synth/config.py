@@ -89,7 +89,9 @@ class TrainerConfig:
             stock nnUNetTrainer under this configuration, then along its `inherits_from` chain.
         num_rounds: rounds of teacher ← student of self-training, each as long as a training.
         epochs_over_unlabelled: length of the training in passes over the unlabelled stream; None = `num_epochs`.
-        seed: of weights, loaders and style draws; None = not seeded, as nnU-Net.
+        augmentation: where nnU-Net's training augmentation of both streams is done: sample by sample in the loader's
+            workers (cpu), or batched on the device of the training (device), where too few cores feed a fast GPU.
+        seed: of weights, loaders, augmentation and style draws; None = not seeded, as nnU-Net.
         preview_every: epochs between preview pictures; 0 = never.
         momentum: of SGD with Nesterov's correction.
         num_epochs … enable_deep_supervision: nnU-Net's own attributes; None = nnU-Net's values.
@@ -131,6 +133,7 @@ class TrainerConfig:
     teacher: str | None = None
     num_rounds: int = _number(1, COUNT)
     epochs_over_unlabelled: int | None = _number(None, COUNT)
+    augmentation: str = _choice("cpu", "device")
     seed: int | None = _number(None, Bounds(low=0, high=2**32 - 1))
     preview_every: int = _number(10, COUNT_OR_NONE_AT_ALL)
 

@@ -6,7 +6,7 @@ One composite loader instead of two keeps the ratio of the streams constant and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from scipy.ndimage import binary_fill_holes
+from scipy.ndimage import label
 
+from nnunet_synth.data.device_augmentation import DeviceAugmentation
+from nnunet_synth.data.device_augmentation_spatial import OUTSIDE
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout, open_map
 
 NUM_EXTRA_CHANNELS = 3      # layout, cluster, valid
+HOLE = -2                   # in a segmentation that is still to be augmented: nnU-Net's -1 amid the scan
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -143,6 +146,19 @@ class LayoutToChannels(BasicTransform):
         return data_dict
 
 
+class MarkHoles(BasicTransform):
+    """Tell -1 amid the scan from -1 around it: all that is left to the workers where the device augments.
+
+    Holes are found in the enlarged patch, so that one at the border of the later patch is found too.
+    """
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        segmentation = data_dict["segmentation"][0]
+        outside = segmentation == OUTSIDE
+        segmentation[outside & fill_holes(~outside)] = HOLE
+        return data_dict
+
+
 def fill_holes(valid: torch.Tensor) -> torch.Tensor:
     """bool [H, W] or [D, H, W] with the holes of each slice filled.
 
@@ -152,7 +168,16 @@ def fill_holes(valid: torch.Tensor) -> torch.Tensor:
     if valid.all():
         return valid
     slices = valid.numpy().reshape(-1, *valid.shape[-2:])
-    return torch.from_numpy(np.stack([binary_fill_holes(each) for each in slices])).reshape(valid.shape)
+    parts, num_parts = label(~slices, structure=WITHIN_SLICES)
+    is_hole = np.ones(num_parts + 1, dtype=bool)
+    for border in (parts[:, 0], parts[:, -1], parts[:, :, 0], parts[:, :, -1]):
+        is_hole[border] = False
+    is_hole[0] = True       # not invalid in the first place
+    return torch.from_numpy(is_hole[parts]).reshape(valid.shape)
+
+
+# Neighbours of a voxel, for components of slices that do not know of each other.
+WITHIN_SLICES = np.stack([np.zeros((3, 3), bool), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3), bool)])
 
 
 def with_layout_channels(transforms: ComposeTransforms) -> ComposeTransforms:
@@ -200,11 +225,16 @@ class TwoStreamLoader:
 
     data: [B, C + 3, …] float32; the last three channels are layout, cluster and valid (`split_channels`).
     target_u: [B, 1, …] int16 pseudo-labels, if the unlabelled cases have any.
+
+    Args:
+        augmented_later: both streams are enlarged patches for `AugmentedOnDevice`, which also needs where the
+            unlabelled scan ends and its layout map.
     """
 
-    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader) -> None:
+    def __init__(self, labelled: nnUNetDataLoader, unlabelled: nnUNetDataLoader, augmented_later: bool = False) -> None:
         self.labelled = labelled
         self.unlabelled = unlabelled
+        self.with_target_u = augmented_later or unlabelled.is_pseudo_labelled
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
@@ -212,11 +242,41 @@ class TwoStreamLoader:
     def __next__(self) -> dict[str, Any]:
         batch, batch_u = next(self.labelled), next(self.unlabelled)
         batch = {**batch, "data_u": batch_u["data"], "keys_u": batch_u["keys"]}
-        return {**batch, "target_u": batch_u["target"]} if self.unlabelled.is_pseudo_labelled else batch
+        return {**batch, "target_u": batch_u["target"]} if self.with_target_u else batch
 
     def set_thread_id(self, thread_id: int) -> None:
         self.labelled.set_thread_id(thread_id)
         self.unlabelled.set_thread_id(thread_id)
+
+
+class AugmentedOnDevice:
+    """A loader of enlarged patches, `MarkHoles` their only transform, whose batches are augmented on the device: what
+    comes out is what a loader with nnU-Net's transforms gives, already where the training is.
+
+    Args:
+        streams: the augmentation of each stream, by the ending of its keys: "" and "_u".
+        generator: of all its draws, on the CPU.
+    """
+
+    def __init__(self, loader: Iterator[dict[str, Any]], streams: Mapping[str, DeviceAugmentation],
+                 device: torch.device, generator: torch.Generator) -> None:
+        self.loader = loader
+        self.streams = streams
+        self.device = device
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch = next(self.loader)
+        for ending, augment in self.streams.items():
+            image, labels = (batch.pop(f"{name}{ending}").to(self.device, non_blocking=True)
+                             for name in ("data", "target"))
+            batch[f"data{ending}"], target = augment(image, labels, self.generator)
+            if target is not None:
+                batch[f"target{ending}"] = target
+        return batch
 
 
 def split_channels(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -225,8 +285,10 @@ def split_channels(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     return image, layout.long(), cluster.long(), valid > 0.5
 
 
-def stop(loader: SingleThreadedAugmenter | NonDetMultiThreadedAugmenter | None) -> None:
+def stop(loader: SingleThreadedAugmenter | NonDetMultiThreadedAugmenter | AugmentedOnDevice | None) -> None:
     """End the processes of a loader that `in_background` started, if it has any."""
+    if isinstance(loader, AugmentedOnDevice):
+        loader = loader.loader
     if isinstance(loader, NonDetMultiThreadedAugmenter):
         loader._finish()
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -29,13 +30,18 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_synth.config import TrainerConfig
+from nnunet_synth.data.device_augmentation import DeviceAugmentation
+from nnunet_synth.data.device_augmentation_spatial import Geometry
 from nnunet_synth.data.experiment import Experiment, load_experiment
 from nnunet_synth.data.intensities import intensity_range
 from nnunet_synth.data.loaders import (
+    AugmentedOnDevice,
     CasesWithLayout,
+    MarkHoles,
     in_background,
     masked_dataset_class,
     split_channels,
+    stop,
     with_layout_channels,
     without_benchmarks,
 )
@@ -82,6 +88,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         self.epoch_log = EpochLog(Path(self.output_folder))
         self._rng_to_restore: dict[str, Any] | None = None
         self._lowest: list[float] | None = None
+        self.augmentation_generator = torch.Generator()
 
     @classmethod
     def check_settings(cls, settings: TrainerConfig) -> None:
@@ -207,11 +214,11 @@ class ConfiguredTrainer(nnUNetTrainer):
         patch_size = self.configuration_manager.patch_size
 
         def training_transforms(deep_supervision_scales: list | None, **labels: Any) -> Any:
+            if self.augments_on_device:
+                return ComposeTransforms([MarkHoles()])
             transforms = self.get_training_transforms(
                 patch_size, rotation, deep_supervision_scales, mirror_axes, dummy_2d,
                 use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **labels)
-            if self.augments_on_device:
-                return ComposeTransforms([MarkHoles()])
             return transforms if num_processes else without_benchmarks(transforms)
 
         cases_tr, cases_val = (CasesWithLayout(dataset, self.experiment.layouts_folder)
@@ -231,7 +238,28 @@ class ConfiguredTrainer(nnUNetTrainer):
                                   pin_memory)
         loader_val = in_background(validation, num_val, max(3, num_processes // 4), seeds[num_processes:], pin_memory)
         next(loader_tr), next(loader_val)       # fail here, not in the first step
+        if self.augments_on_device:
+            geometry = Geometry(tuple(patch_size), rotation, mirror_axes, dummy_2d)
+            streams = self.device_augmentations(self.labelled_augmentation(geometry, scales))
+            loader_tr = AugmentedOnDevice(loader_tr, streams, self.device, self.augmentation_generator)
         return loader_tr, loader_val
+
+    @property
+    def augments_on_device(self) -> bool:
+        return self.settings.augmentation == "device"
+
+    def labelled_augmentation(self, geometry: Geometry, scales: list | None) -> DeviceAugmentation:
+        """What nnU-Net's training transforms do to the labelled stream, on the device."""
+        regions, ignore_label = None, self.label_manager.ignore_label
+        if self.label_manager.has_regions:
+            regions = [*self.label_manager.foreground_regions, *([] if ignore_label is None else [ignore_label])]
+        masked = [channel for channel, is_masked in enumerate(self.configuration_manager.use_mask_for_norm)
+                  if is_masked]
+        return DeviceAugmentation(geometry, tuple(masked), regions=regions, deep_supervision_scales=scales)
+
+    def device_augmentations(self, labelled: DeviceAugmentation) -> dict[str, DeviceAugmentation]:
+        """What is done on the device to each stream, by the ending of its keys in a batch."""
+        return {"": labelled}
 
     def with_other_streams(self, labelled: nnUNetDataLoader, initial_patch_size: Any,
                            transforms: Callable[..., Any]) -> Any:
@@ -245,8 +273,12 @@ class ConfiguredTrainer(nnUNetTrainer):
 
     def _worker_seeds(self, num_workers: int) -> list[int]:
         """Different for each worker, rank and starting epoch, so that a resumed run does not see the same samples."""
+        return [int(seed) for seed in self._seed_sequence().generate_state(num_workers)]
+
+    def _seed_sequence(self, *purpose: int) -> np.random.SeedSequence:
+        """Of this rank and epoch."""
         entropy = None if self.settings.seed is None else (self.settings.seed, self.local_rank, self.current_epoch)
-        return [int(seed) for seed in np.random.SeedSequence(entropy).generate_state(num_workers)]
+        return np.random.SeedSequence(entropy, spawn_key=purpose)
 
     def mask_outside(self, image: Tensor, layout: Tensor) -> Tensor:
         """"We ignore the regions outside the lung" (SA-CPS IV.A.3): the lowest intensity where there is no layout."""
@@ -305,6 +337,11 @@ class ConfiguredTrainer(nnUNetTrainer):
 
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        # A function of seed, rank and epoch: a run that is resumed here draws the same.
+        self.augmentation_generator.manual_seed(int(self._seed_sequence(1).generate_state(1, np.uint64)[0]))
+
     def autocast(self) -> Any:
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
@@ -339,6 +376,10 @@ class ConfiguredTrainer(nnUNetTrainer):
             yield
         finally:
             self.dataset_class = stock
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        stop(self.dataloader_train)     # nnU-Net does not look inside ours
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

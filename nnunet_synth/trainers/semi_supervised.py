@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 
+from nnunet_synth.data.device_augmentation import DeviceAugmentation
 from nnunet_synth.data.loaders import TwoStreamLoader, UnlabelledCases, UnlabelledLoader, split_channels
 from nnunet_synth.data.unlabelled import PoolPlan
 from nnunet_synth.errors import UserError
@@ -103,7 +105,12 @@ class SemiSupervisedTrainer(ConfiguredTrainer):
         unlabelled = UnlabelledLoader(self.unlabelled_cases(), self.unlabelled_batch_size, initial_patch_size,
                                       self.configuration_manager.patch_size, self.label_manager,
                                       transforms=transforms(None))
-        return TwoStreamLoader(labelled, unlabelled)
+        return TwoStreamLoader(labelled, unlabelled, augmented_later=self.augments_on_device)
+
+    def device_augmentations(self, labelled: DeviceAugmentation) -> dict[str, DeviceAugmentation]:
+        has_labels = self.pseudo_labels_folder() is not None
+        return {**super().device_augmentations(labelled), "_u": replace(labelled, has_target=has_labels, regions=None,
+                                                                        deep_supervision_scales=None)}
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
