@@ -12,7 +12,6 @@ from nnunet_synth.data.cluster_network import (
     ClusterNetwork,
     ClusterSettings,
     find_clusters,
-    find_clusters_of_volume,
     refine,
 )
 from nnunet_synth.errors import UserError
@@ -110,14 +109,29 @@ def test_the_clusters_that_count_are_the_refined_ones() -> None:
 # What comes out
 
 
-def test_the_network_finds_what_is_there() -> None:
+@pytest.mark.parametrize("max_side", [24, 12])
+def test_the_network_finds_what_is_there(max_side: int) -> None:
+    """Also where it sees the image at half its size; borders stay those of the superpixels."""
     image, stripes = piecewise(4)
-    clusters = find_clusters(image, superpixels=BLOCKS)
-    assert 2 <= len(clusters.unique()) <= 4
+    clusters = find_clusters(image, ClusterSettings(max_side=max_side), superpixels=BLOCKS)
     for m in range(36):
         assert len(clusters[BLOCKS == m].unique()) == 1
-    # Outermost stripes, dark and bright, are never one cluster.
     assert set(clusters[stripes == 0].tolist()).isdisjoint(clusters[stripes == 3].tolist())
+    means = published.mean_assignment(image[0].numpy(), clusters.numpy())
+    assert ((image[0].numpy() - means) ** 2).mean() < 0.15 * image.var(correction=0)
+
+
+def test_the_network_sees_large_images_reduced() -> None:
+    class Sized(Scripted):
+        def forward(self, image: Tensor) -> Tensor:
+            assert image.shape == (1, 1, 12, 6)
+            assert image[0, 0, 0, 0].item() == pytest.approx(picture[0, :2, :2].mean().item())
+            return super().forward(image)[:, :, ::2, ::2][:, :, :, :6]
+
+    picture = torch.rand(1, 24, 12)
+    network = Sized([9, 7, 4])
+    clusters = find_clusters(picture, ClusterSettings(max_side=12), network=network, superpixels=BLOCKS[:, :12])
+    assert network.calls == 3 and clusters.shape == (24, 12)
 
 
 def test_clusters_are_numbered_from_dark_to_bright() -> None:
@@ -144,15 +158,6 @@ def test_it_depends_on_its_seed_and_leaves_all_else_alone() -> None:
         assert torch.equal(first, find_clusters(image, settings, seed=1, superpixels=BLOCKS))
 
 
-def test_a_volume_is_clustered_slice_by_slice() -> None:
-    image = torch.cat([piecewise(4)[0], piecewise(3, seed=1)[0]])
-    settings = ClusterSettings(max_iterations=3)
-    found = find_clusters_of_volume(image[None].numpy(), settings)
-    assert found.shape == (2, SIZE, SIZE) and found.dtype == np.uint8 and found.min() == 1
-    for number in range(2):
-        np.testing.assert_array_equal(found[number], find_clusters(image[number][None], settings).numpy())
-
-
 def test_published_architecture() -> None:
     network = ClusterNetwork(1)
     assert network(torch.rand(1, 1, 8, 8)).shape == (1, 32, 8, 8)
@@ -167,3 +172,5 @@ def test_settings_that_make_no_sense() -> None:
             ClusterSettings(**wrong)
     with pytest.raises(UserError, match="iterations"):
         ClusterSettings(max_iterations=0)
+    with pytest.raises(UserError, match="pixels"):
+        ClusterSettings(max_side=0)

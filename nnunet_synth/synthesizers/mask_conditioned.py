@@ -1,0 +1,157 @@
+"""What synthesizers that draw from unsupervised masks have in common: the mask of the request's image, edited by its
+label (`mask_editing.py`), and the gray values that lesions are drawn with."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_synth.errors import UserError
+from nnunet_synth.superpixels import WHITE, paint, quantise, segment_means
+from nnunet_synth.synthesizers.base import Prepared, Slices, Synthesizer, SynthMeta
+from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, edit_mask, find_lesion_parts
+
+MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
+
+
+class MaskConditioned(Synthesizer):
+    """Subclasses implement `gray_step`, `find_segments`, `draw_masks` and `see_label`, and call `fit_lesion_values`.
+
+    Attributes:
+        label_values: the dataset's labels, background first; the classes of a label head are places in it.
+        lesion_values: what lesions are drawn with.
+    """
+
+    def __init__(self, meta: SynthMeta, config: Any) -> None:
+        super().__init__(meta, config)
+        values = [0, *sorted(int(label) for label in meta.semantic.label_classes)]
+        self.register_buffer("label_values", torch.tensor(values), persistent=False)
+        num_organs = max((int(value) for value in meta.semantic.layout_classes), default=0)
+        self.lesion_values = LesionValues(meta.target_labels, len(meta.channel_names), num_organs)
+
+    # -- what a subclass provides ------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def gray_step(self) -> float:
+        """t, between the gray values of its masks; 0 = not quantised."""
+
+    @abstractmethod
+    def find_segments(self, gray: Tensor, cluster: Tensor | None) -> tuple[Tensor, int]:
+        """[N, H, W] int64 superpixels or clusters of [N, C, H, W] in [0, 1], and a number that no id reaches."""
+
+    @abstractmethod
+    def draw_masks(self, mask: Tensor, own: Tensor | None) -> tuple[Tensor, Any]:
+        """Masks [N, C, H, W] in [0, 255] → images in [−1, 1], and what `see_label` needs to know.
+
+        Args:
+            own: [N, C, H, W] in [−1, 1], the images of the request, for style "self".
+        """
+
+    @abstractmethod
+    def see_label(self, seen: Any) -> Tensor:
+        """[N, H, W] int64 dataset labels that the label head sees in what `draw_masks` drew."""
+
+    # -- masks -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def mask_of(self, image: Tensor, cluster: Tensor | None) -> Tensor:
+        """[N, C, H, W] in [−1, 1] → the unsupervised mask, [N, C, H, W] float32 in [0, 255]: the mean gray value of
+        each segment."""
+        gray = gray_of(image)
+        segments, number = self.find_segments(gray, cluster)
+        means = segment_means(gray * WHITE, segments, number)
+        return paint(quantise(means, self.gray_step) if self.gray_step > 0 else means, segments)
+
+    @torch.no_grad()
+    def from_masks(self, unsupervised_mask: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw from masks that nobody took from an image.
+
+        Args:
+            unsupervised_mask: [N, C, H, W] float32 in [0, 255], H and W multiples of `divisor`.
+
+        Returns:
+            Images [N, C, H, W] float32 in network intensities, and the [N, H, W] int64 dataset labels that the label
+            head sees in them.
+        """
+        assert not self.training, "call eval() on the synthesizer first"
+        self.begin_step(generator)
+        image, seen = self.draw_masks(unsupervised_mask, None)
+        return self.from_unit(image.float()), self.see_label(seen)
+
+    def classes_of(self, label: Tensor) -> Tensor:
+        """Dataset labels → places among `label_values`."""
+        return torch.searchsorted(self.label_values.to(label.device), label)
+
+    # -- the gray values of lesions ----------------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> bool:
+        """Style "self": a lesion looks as the image shows it, so there is nothing to edit."""
+        return self.style.source != "self"
+
+    def fit_lesion_values(self, prepared: Iterable[tuple[Slices, Prepared]]) -> None:
+        """From labelled slices, one at a time, each with what `prepare_slices` made of it.
+
+        Raises:
+            UserError: none of them holds a lesion.
+        """
+        origins, found = [], []
+        for one, of_slice in prepared:
+            found.append(self._lesion_parts(of_slice))
+            origins += one.origin
+        if not any(len(parts.pixels) for of_slice in found for parts in of_slice):
+            raise UserError(f"no labelled training slice of fold {self.meta.fold} has a lesion of four pixels in one "
+                            "segment, so there are no gray values to draw lesions with: choose another fold")
+        self.lesion_values.fill(list(zip(*found, strict=True)), origins)
+
+    def _lesion_parts(self, prepared: Prepared) -> list[LesionParts]:
+        """Those of each target label in one labelled slice."""
+        gray = gray_of(masked(prepared.image, prepared.valid))
+        segments, _ = self.find_segments(gray, prepared.cluster)
+        return [find_lesion_parts(gray * WHITE, segments, prepared.label, prepared.layout, label,
+                                  self.lesion_values.num_organs) for label in self.lesion_values.labels]
+
+    def prepare_slices(self, slices: Slices) -> Prepared:
+        """Whole slices as those of a request are seen: on the device, padded, in [−1, 1]."""
+        return self._prepare(slices.to(self.label_values.device).request())
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    def _decode(self, request: Prepared) -> Tensor:
+        return self._draw(request)[0]
+
+    def _decode_with_label(self, request: Prepared) -> tuple[Tensor, Tensor]:
+        image, seen = self._draw(request)
+        return image, self.see_label(seen)
+
+    def _draw(self, request: Prepared) -> tuple[Tensor, Any]:
+        own = masked(request.image, request.valid)
+        mask = self.mask_of(own, request.cluster)
+        if self.edits:
+            mask = edit_mask(mask, request.label, request.layout, self.lesion_values, self.gray_step,
+                             request.generator)
+        return self.draw_masks(mask, own)
+
+    def _is_drawable(self, request: Prepared) -> Tensor:
+        """Not where a lesion is to be put in that no labelled slice has."""
+        lacking = torch.zeros(len(request.label), dtype=torch.bool, device=request.label.device)
+        if self.edits:
+            for label, exists in zip(self.lesion_values.labels, self.lesion_values.exists, strict=True):
+                lacking |= (request.label == label).any((1, 2)) & ~exists
+        return ~lacking
+
+
+def gray_of(image: Tensor) -> Tensor:
+    """[−1, 1] → [0, 1]."""
+    return (image.float() + 1) / 2
+
+
+def masked(image: Tensor, valid: Tensor) -> Tensor:
+    """[N, C, H, W] in [−1, 1] with −1 wherever [N, H, W] is False: what nobody annotated is the same in the real and in
+    the drawn image, so no loss sees it."""
+    return image.masked_fill(~valid[:, None], -1)
