@@ -218,5 +218,5 @@ def most_weight(candidates: Tensor, weights: Tensor, nearest: Tensor) -> Tensor:
 
 
 def _score(label: Tensor, candidates: Tensor, weights: Tensor) -> Tensor:
-    """What a label [M] has of the weights, [M] float16."""
-    return (SCORE * (weights * (candidates == label)).sum(0)).half()
+    """What a label [M] has of the weights, [M] float32, rounded."""
+    return (SCORE * (weights * (candidates == label)).sum(0)).half().float()

@@ -158,12 +158,13 @@ def test_patches_have_the_statistics_of_nnunets() -> None:
     """Many augmented copies of one patch: image, scan and labels."""
     num_copies, size, patch_size = 900, (15, 18), (10, 12)
     image, labels = patches(1, size)
-    data, (target, _) = DeviceAugmentation(Geometry(patch_size, ROTATION, (0, 1)), deep_supervision_scales=[
-        [1, 1], [0.5, 0.5]])(image.expand(num_copies, *image.shape[1:]), labels.expand(num_copies, *labels.shape[1:]),
-                             seeded())
+    scales = [[1, 1], [0.5, 0.5]]
+    augment = DeviceAugmentation(Geometry(patch_size, ROTATION, (0, 1)), deep_supervision_scales=scales)
+    data, (target, _) = augment(*(part.expand(num_copies, *part.shape[1:])
+                                  for part in as_workers_hand_over(image, labels)), seeded())
     torch.manual_seed(0)
     np.random.seed(0)
-    transforms = nnunets(patch_size, [[1, 1], [0.5, 0.5]])
+    transforms = nnunets(patch_size, scales)
     theirs = [transforms(image=image[0].clone(), segmentation=labels[0].clone()) for _ in range(num_copies)]
     crop = transforms.transforms[0]._apply_to_image(image[0], grid=None, center_location_in_pixels=[7.5, 9])
     untouched = [np.mean([torch.equal(copy[:1], crop) for copy in copies])
