@@ -75,7 +75,8 @@ def collapsed(clean: ImageSet, strength: int, rng: Generator) -> ImageSet:
 
 def too_dense(clean: ImageSet, strength: int, rng: Generator) -> ImageSet:
     """Lesions denser by 150 or 400 HU: consolidations where there were ground-glass opacities."""
-    return replace(clean, images=clean.images + (150, 400)[strength] * (clean.labels[:, None] > 0))
+    added = np.float32((150, 400)[strength]) * (clean.labels[:, None] > 0)
+    return replace(clean, images=clean.images + added)
 
 
 # fault → how it is made, the measures that must tell it, and whether it raises (1) or lowers (-1) them

@@ -113,7 +113,7 @@ class Networks:
     segmentation: str | Path | None = None
 
 
-def quality(*sets: str | Path, synthesizers: Sequence[str] = (), output: str | Path = "quality",
+def quality(*sets: str | int | Path, synthesizers: Sequence[str] = (), output: str | Path = "quality",
             plans: str = "nnUNetPlans", selection: Selection | None = None, window: Sequence[float] | None = None,
             networks: Networks | None = None, metadata: str | Path | None = None,
             options: QualityOptions | None = None, device: str | None = None) -> Quality:
@@ -135,6 +135,8 @@ def quality(*sets: str | Path, synthesizers: Sequence[str] = (), output: str | P
     selection, networks = selection or Selection(), networks or Networks()
     options = replace(options or QualityOptions(), device=find_device(device))
     given = None if window is None else Window(*window)
+    if Path(output).is_file():
+        raise UserError(f"--output {output} is a file: name a folder")
     origins = _Fold(sets, synthesizers, plans, selection, options) if synthesizers else _Folders(sets, selection)
     known = _metadata(metadata, origins.metadata)
     with tempfile.TemporaryDirectory(prefix="nnunet_synth_quality_") as scratch:
@@ -173,7 +175,7 @@ class _Folders:
 
     own_network = None
 
-    def __init__(self, sets: Sequence[str | Path], selection: Selection) -> None:
+    def __init__(self, sets: Sequence[str | int | Path], selection: Selection) -> None:
         if len(sets) < 2:
             raise UserError("give REAL and one SYNTHETIC or more, or DATASET CONFIG FOLD with --synthesizer")
         from nnunet_synth.quality.sources import find_source
@@ -194,7 +196,7 @@ class _Folders:
 class _Fold:
     """DATASET CONFIG FOLD SYNTHETIC … with synthesizers."""
 
-    def __init__(self, sets: Sequence[str | Path], synthesizers: Sequence[str], plans: str, selection: Selection,
+    def __init__(self, sets: Sequence[str | int | Path], synthesizers: Sequence[str], plans: str, selection: Selection,
                  options: QualityOptions) -> None:
         from nnunet_synth.commands.sample import load_fitting_synthesizer
         from nnunet_synth.data.experiment import load_experiment
@@ -236,7 +238,7 @@ class _Fold:
         yield from _read_all(self.others, scratch, self.selection)
 
 
-def _named_sources(sets: Sequence[str | Path], taken: Mapping[Path, str], names: set[str]) -> dict[str, Source]:
+def _named_sources(sets: Sequence[str | int | Path], taken: Mapping[Path, str], names: set[str]) -> dict[str, Source]:
     """Name → source of every SYNTHETIC; the name is given (NAME=FOLDER), or that of the folder or dataset.
 
     Raises:

@@ -79,7 +79,8 @@ def second_half(cases: Sequence[str], seed: int) -> np.ndarray:
         chosen = np.zeros(len(cases), bool)
         chosen[rng.permutation(len(cases))[:len(cases) // 2]] = True
         return chosen
-    return np.isin(cases, rng.permutation(names)[:len(names) // 2])
+    chosen_names = {names[place] for place in rng.permutation(len(names))[:len(names) // 2]}
+    return np.fromiter((case in chosen_names for case in cases), bool, len(cases))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -43,8 +43,16 @@ def write_quality(quality: Quality, folder: Path, facts: Mapping[str, Any]) -> P
     sections.append(Section("Pictures", list(_pictures(quality))))
     write_json(finite(to_json(quality, facts)), folder / "quality.json")
     page = folder / "report.html"
-    write_report(Report("Quality of synthetic images", sections, dict(facts)), page)
+    write_report(Report("Quality of synthetic images", sections, {name: _in_words(fact) for name, fact
+                                                                 in facts.items()}), page)
     return page
+
+
+def _in_words(fact: object) -> object:
+    """Nested settings as key=value."""
+    if not isinstance(fact, Mapping):
+        return fact
+    return ", ".join(f"{name}={_in_words(value)}" for name, value in fact.items() if value is not None)
 
 
 def to_json(quality: Quality, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,13 +75,13 @@ class Source:
         return sorted({value for name in wanted for value in known[name]})
 
 
-def find_source(where: str | Path) -> Source:
+def find_source(where: str | int | Path) -> Source:
     """A dataset (its folder, id or name: the training images), one of a dataset's image folders, or any other folder.
 
     Raises:
         UserError: there is no such folder or dataset, or no image in it.
     """
-    path = Path(where)
+    path = Path(str(where))
     if not path.exists() and (str(where).isdigit() or str(where).startswith("Dataset")):
         path = environment_folder("nnUNet_raw") / find_dataset(str(where))
     if not path.is_dir():
