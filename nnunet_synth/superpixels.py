@@ -72,24 +72,34 @@ def slic(image: Tensor, num_segments: int, compactness: float = 0.1, num_iterati
         [N, H, W] int64, ids 0 … K − 1 of the K = rows × columns cells of the grid. Not every id need occur.
 
     Raises:
-        UserError: see `grid_shape`; compactness or number of iterations not positive.
+        UserError: see `grid_shape`; compactness or number of iterations not positive; `valid` of another shape.
     """
     if not (compactness > 0 and num_iterations > 0):
         raise UserError(f"compactness {compactness:g} and {num_iterations} iterations: both must be more than 0")
     num_images, num_channels, height, width = image.shape
-    valid = torch.ones_like(image[:, 0], dtype=torch.bool) if valid is None else valid
+    if valid is not None:
+        _check_shape(valid, "valid", image)
     at_once = max(1, _CPU_PIXELS // (height * width)) if image.device.type == "cpu" else num_images
     if at_once < num_images:
-        parts = zip(image.split(at_once), valid.split(at_once), strict=True)
-        return torch.cat([slic(part, num_segments, compactness, num_iterations, inside) for part, inside in parts])
+        ids = torch.empty_like(image[:, 0], dtype=torch.int64)
+        for part in (slice(start, start + at_once) for start in range(0, num_images, at_once)):
+            ids[part] = slic(image[part], num_segments, compactness, num_iterations,
+                             None if valid is None else valid[part])
+        return ids
 
-    rows, columns = grid_shape(height, width, num_segments)
-    cells = _Cells(num_images, height, width, rows, columns)
-    kmeans = _KMeans(cells, cells.split(image.float()), cells.split(valid[:, None].float()), compactness)
+    cells = _Cells(num_images, height, width, *grid_shape(height, width, num_segments))
+    outside = cells.beyond(image.device) if valid is None else [_FAR * cells.split((~valid[:, None]).float(), 1.0)[0]]
+    kmeans = _KMeans(cells, cells.split(image.float()), outside, compactness)
     centres = kmeans.first_centres()
     for iteration in range(num_iterations - 1):
         centres = kmeans.update(centres, kmeans.subsets[iteration % len(kmeans.subsets)])
     return cells.join(kmeans.assign(centres))
+
+
+def _check_shape(pixels: Tensor, name: str, image: Tensor) -> None:
+    if pixels.shape != image[:, 0].shape:
+        raise UserError(f"{name} has shape {tuple(pixels.shape)}, the image {tuple(image.shape)}: it must have one "
+                        "value for each pixel")
 
 
 @dataclass(frozen=True)
@@ -110,18 +120,25 @@ class _Cells:
     def size(self) -> tuple[int, int]:
         return math.ceil(self.height / self.rows), math.ceil(self.width / self.columns)
 
-    def split(self, pixels: Tensor) -> Tensor:
-        """[N, C, H, W] → a new [C, cell height, cell width, N · K], with zeros below and on the right."""
+    def split(self, pixels: Tensor, fill: float = 0.0) -> Tensor:
+        """[N, C, H, W] → a new [C, cell height, cell width, N · K], filled up below and on the right."""
         height, width = self.size
-        padded = F.pad(pixels, (0, self.columns * width - self.width, 0, self.rows * height - self.height))
+        padded = F.pad(pixels, (0, self.columns * width - self.width, 0, self.rows * height - self.height), value=fill)
         parts = padded.reshape(self.num_images, -1, self.rows, height, self.columns, width)
         return parts.permute(1, 3, 5, 0, 2, 4).clone(memory_format=torch.contiguous_format).flatten(3)
+
+    def beyond(self, device: torch.device) -> list[Tensor]:
+        """`_FAR` where cells were filled up, else 0: [cell height, 1, N · K] below, [1, cell width, N · K] right."""
+        y, x = (torch.arange(number * side, device=device).unflatten(0, (number, side)).T
+                for number, side in zip((self.rows, self.columns), self.size, strict=True))
+        below = (y >= self.height)[:, :, None].expand(-1, -1, self.columns).flatten(1)
+        right = (x >= self.width)[:, None].expand(-1, self.rows, -1).flatten(1)
+        return [(below * _FAR).repeat(1, self.num_images)[:, None], (right * _FAR).repeat(1, self.num_images)[None]]
 
     def join(self, ids: Tensor) -> Tensor:
         """[cell height, cell width, N · K] → [N, H, W] int64."""
         parts = ids.unflatten(2, (self.num_images, self.rows, self.columns)).permute(2, 3, 0, 4, 1)
-        whole = torch.empty(parts.shape, dtype=torch.int64, device=ids.device).copy_(parts)
-        return whole.flatten(3).flatten(1, 2)[:, :self.height, :self.width].contiguous()
+        return parts.flatten(3).flatten(1, 2)[:, :self.height, :self.width].long()
 
     def around(self, values: Tensor, fill: float) -> Tensor:
         """[F, N · K] → [9, F, N · K]: of the neighbours of each cell, `fill` beyond the border."""
@@ -148,13 +165,12 @@ class _KMeans:
 
     Args:
         colour: [C, cell height, cell width, N · K], is overwritten.
-        inside: [1, cell height, cell width, N · K] 1 for pixels that count, else 0.
+        outside: maps that broadcast to [cell height, cell width, N · K]; a pixel counts where all are 0.
     """
 
-    def __init__(self, cells: _Cells, colour: Tensor, inside: Tensor, compactness: float) -> None:
+    def __init__(self, cells: _Cells, colour: Tensor, outside: list[Tensor], compactness: float) -> None:
         device = colour.device
-        self.cells, self.inside = cells, inside
-        self.outside = (1 - inside[0]) * -_FAR ** 2
+        self.cells, self.outside = cells, [far.expand_as(colour[0]) for far in outside]
         self.colour = colour.div_(COLOUR_STEP).round_().mul_(COLOUR_STEP)
         self.y, self.x = (torch.arange(side, device=device) - (side - 1) / 2 for side in cells.size)
         position, channel = compactness ** 2 / math.prod(cells.size), 1 / len(colour)
@@ -166,7 +182,10 @@ class _KMeans:
 
     def first_centres(self) -> Tensor:
         """The mean of each cell's pixels; the middle of a cell without any."""
-        totals = self._totals(self.inside.clone(), (slice(None), slice(None)))[0]
+        outside = torch.zeros_like(self.colour[:1])
+        for far in self.outside:
+            outside += far
+        totals = self._totals(outside.eq_(0), (slice(None), slice(None)))[0]
         return totals[1:] / totals[0].clamp_min(1)
 
     def update(self, centres: Tensor, subset: tuple[slice, slice]) -> Tensor:
@@ -175,7 +194,9 @@ class _KMeans:
         A pixel at the same distance from two centres counts for both.
         """
         distance = self._distances(self._planes(centres), subset)
-        nearest = distance.amin(0) + self.outside[subset]
+        nearest = distance.amin(0)
+        for far in self.outside:                # no distance is as small as that
+            nearest -= far[subset]
         totals = self._totals(distance.eq_(nearest), subset)
         totals[:, 1:] -= totals[:, :1] * self.offsets           # positions from the middle of the centre's own cell
         totals = self.cells.collect(totals)
@@ -188,7 +209,7 @@ class _KMeans:
         rank = torch.tensor([last - dy * columns - dx for dy, dx in NEIGHBOURS], device=device, dtype=torch.float32)
         home = torch.arange(rows * columns, device=device, dtype=torch.float32).repeat(self.cells.num_images) + last
         planes = self._planes(centres)
-        ids = torch.empty_like(self.inside[0])
+        ids = torch.empty_like(self.colour[0])
         for subset in self.subsets:
             distance = self._distances(planes, subset)
             first = distance.eq_(distance.amin(0)).mul_(rank[:, None, None, None]).amax(0)
@@ -304,6 +325,7 @@ def unsupervised_mask(image: Tensor, num_segments: int = 512, step: float = 50, 
         segments = slic(image, num_segments, compactness, num_iterations)
         num_ids = rows * columns
     else:
+        _check_shape(segments, "segments", image)
         num_ids = int(segments.max()) + 1
     means = segment_means(image.float() * WHITE, segments, num_ids)
     return paint(means if step == 0 else quantise(means, step), segments)

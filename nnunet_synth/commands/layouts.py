@@ -8,11 +8,17 @@
                        the package's releases into torch's hub folder, or given by --weights.
   --method labels      out of the dataset's own labels (--layout-labels, default left_lung right_lung); only labelled
                        cases have them. Lesions are given to the nearest lung.
+  --method superpixel  for any organ and modality, without labels: every slice is cut into superpixels, and the classes
+                       are their levels of gray (UM2I's unsupervised masks). CT is windowed to -1500 to 100 HU, other
+                       images between their percentiles 0.05 and 99.95.
 
-Writes layoutsTr/ and layoutsUl/ (0 none, 1 left lung, 2 right lung), declares them in dataset.json, and lists in
-layouts_report.json how many litres each lung of each case has. Cases that have a layout are kept and measured again, so
-an interrupted run goes on where it stopped. Correct a layout with any editor, or replace it by a better one of the same
-shape.
+Writes layoutsTr/ and layoutsUl/ (0 none, 1 left lung, 2 right lung; of superpixels, 1 is the darkest level), declares
+them in dataset.json, and lists in layouts_report.json how many litres each lung of each case has. Cases that have a
+layout are kept and measured again, so an interrupted run goes on where it stopped. Correct a layout with any editor, or
+replace it by a better one of the same shape.
+
+With --into cluster, superpixels go to clustersTr/ and clustersUl/ instead, and layouts stay what they are: there the
+synthesizers look that draw from unsupervised masks and were told not to make their own.
 
 Which lung is the left one follows from the image's geometry. A case is flagged, never changed, where the anatomy
 contradicts it (heart on the right, spine in front) and where the volume is implausible.
@@ -33,10 +39,11 @@ from nnunet_synth.errors import UserError
 if TYPE_CHECKING:
     from nnunet_synth.data.find_layouts import LayoutReport
     from nnunet_synth.data.lung_network import LungNetwork
+    from nnunet_synth.data.superpixel_layouts import SuperpixelSettings
 
 HELP = "find left and right lung of every case"
 EXAMPLE = "nnunet_synth layouts 520 --method threshold --jobs 4"
-METHODS = ("threshold", "lungmask", "labels")
+METHODS = ("threshold", "lungmask", "labels", "superpixel")
 _MAX_FLAGGED = 20
 
 
@@ -60,6 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="--method lungmask: cpu, cuda or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="--method lungmask: slices at a time (default: 20; 1 on the CPU)")
+    parser.add_argument("--segmentation", metavar="NAME",
+                        help="--method superpixel: slic (default), slic_skimage or felzenszwalb")
+    parser.add_argument("--segments", type=int, metavar="M",
+                        help="--method superpixel: how many in a slice of 512 x 512; smaller slices have fewer, of the "
+                             "same area (default: 512; felzenszwalb chooses by itself)")
+    parser.add_argument("--step", type=float, metavar="T",
+                        help="--method superpixel: between two levels, of 255 gray values (default: 50)")
+    parser.add_argument("--into", choices=("layout", "cluster"),
+                        help="--method superpixel: write them as layouts (default) or as clusters")
     parser.add_argument("--images", metavar="IN", help="folder of images to mask; needs --masked")
     parser.add_argument("--masked", metavar="OUT", help="new folder for the masked copies")
 
@@ -67,21 +83,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     layouts(args.dataset, args.method, jobs=args.jobs, overwrite=args.overwrite, orientation=args.orientation,
             layout_labels=args.layout_labels, inside=args.inside, images=args.images, masked=args.masked,
-            model=args.model, weights=args.weights, device=args.device, batch_size=args.batch_size)
+            model=args.model, weights=args.weights, device=args.device, batch_size=args.batch_size,
+            segmentation=args.segmentation, segments=args.segments, step=args.step, into=args.into)
 
 
 def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int = 1, overwrite: bool = False,
             orientation: str | None = None, layout_labels: list[str] | None = None, inside: list[str] | None = None,
             images: str | Path | None = None, masked: str | Path | None = None, model: str | None = None,
             weights: str | Path | None = None, device: str | None = None, batch_size: int | None = None,
-            ) -> list[LayoutReport]:
-    """Write the layouts of a raw dataset (or masked copies of `images`) and print how much lung each case has.
+            segmentation: str | None = None, segments: int | None = None, step: float | None = None,
+            into: str | None = None) -> list[LayoutReport]:
+    """Write the layouts of a raw dataset (or masked copies of `images`) and print how much of what each case has.
 
     Args: as on the command line.
 
     Raises:
         UserError: unknown dataset, method or label; an image that cannot be read; see
-            `nnunet_synth.data.find_layouts.write_layouts` and `write_masked_images`, and
+            `nnunet_synth.data.find_layouts.write_layouts` and `write_masked_images`,
+            `nnunet_synth.data.superpixel_layouts.SuperpixelSettings`, and
             `nnunet_synth.data.lung_network.prepare_network`.
     """
     if method not in METHODS:
@@ -94,16 +113,22 @@ def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int =
     if dataset is None and images is None:
         raise UserError("name the DATASET, by id or full name")
 
-    if images is not None and method == "labels":
-        raise UserError("--images has no labels: use --method threshold or lungmask")
+    if images is not None and method not in ("threshold", "lungmask"):
+        raise UserError(f"--images has no {method}s: use --method threshold or lungmask")
 
     from nnunet_synth.data import find_layouts
     raw_folder = None if dataset is None else _raw_folder(dataset)
     network = _network(method, model, weights, device, batch_size)
+    superpixels = _superpixels(method, segmentation, segments, step, into)
     if images is not None:
         description = find_layouts.read_dataset_json(raw_folder) if raw_folder else _describe(Path(images))
         reports = find_layouts.write_masked_images(Path(images), Path(masked), description, orientation, jobs, network)
         done = f"masked copies written to {masked}"
+    elif superpixels is not None:
+        from nnunet_synth.data.superpixel_layouts import write_superpixels
+        into = into or "layout"
+        reports = write_superpixels(raw_folder, superpixels, into, jobs, overwrite)
+        done = f"{into}s written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
     else:
         reports = find_layouts.write_layouts(raw_folder, method, jobs, overwrite, orientation,
                                              layout_labels or ["left_lung", "right_lung"], inside, network)
@@ -122,6 +147,20 @@ def _network(method: str, model: str | None, weights: str | Path | None, device:
     if (model, weights, device, batch_size) != (None,) * 4:
         raise UserError("--model, --weights, --device and --batch-size are options of --method lungmask")
     return None
+
+
+def _superpixels(method: str, segmentation: str | None, segments: int | None, step: float | None,
+                 into: str | None) -> SuperpixelSettings | None:
+    given = {"segmentation": segmentation, "num_segments": segments, "step": step}
+    given = {name: value for name, value in given.items() if value is not None}
+    if method != "superpixel":
+        if given or into is not None:
+            raise UserError("--segmentation, --segments, --step and --into are options of --method superpixel")
+        return None
+    if into not in (None, "layout", "cluster"):
+        raise UserError(f"--into {into}: choose layout or cluster")
+    from nnunet_synth.data.superpixel_layouts import SuperpixelSettings
+    return SuperpixelSettings(**given)
 
 
 def _checked(orientation: str | None) -> str | None:

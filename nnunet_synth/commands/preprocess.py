@@ -43,9 +43,10 @@ def preprocess(dataset: str | int, configuration: str, plans: str = "nnUNetPlans
     from nnunet_synth.errors import UserError
 
     experiment = load_experiment(dataset, configuration, plans=plans)
-    if not experiment.pool_ids and not (experiment.raw_folder / "layoutsTr").is_dir():
-        raise UserError(f"{experiment.raw_folder} has neither imagesUl nor layoutsTr: put unlabelled images into "
-                        "imagesUl, named CASE_0000" + experiment.dataset_json["file_ending"])
+    if not experiment.pool_ids and not any((experiment.raw_folder / name).is_dir()
+                                           for name in ("layoutsTr", "clustersTr")):
+        raise UserError(f"{experiment.raw_folder} has neither imagesUl nor layoutsTr nor clustersTr: put unlabelled "
+                        "images into imagesUl, named CASE_0000" + experiment.dataset_json["file_ending"])
     if jobs is None:
         jobs = min(default_num_processes, os.cpu_count() or 1)
     plan = preprocess_pool(experiment, num_processes=jobs, force=force)

@@ -1,6 +1,7 @@
 """Raw layouts for a raw dataset: which voxel is left lung, which right, for every labelled and unlabelled case.
 
-`data/layouts.py` brings them into the preprocessed grid later; here they are found and written beside the images.
+Other maps are written the same way (`write_maps`). `data/layouts.py` brings them into the preprocessed grid later; here
+they are found and written beside the images.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
 AIR_HU = -1024.0
-REPORT_NAME = "layouts_report.json"
+REPORT_NAMES = {"layout": "layouts_report.json", "cluster": "clusters_report.json"}
 
 # Both lungs; outside it something was missed or taken for lung. Healthy adults have 4.67 ± 1.19 litres by CT (mean and
 # SD of 1,787; Cheng et al., Int J COPD 14:1657, 2019): the upper bound is 4 SD above. At quiet breathing there are 2.8
@@ -94,28 +95,53 @@ def write_layouts(raw_folder: Path, method: str, num_jobs: int = 1, overwrite: b
             labels are there already.
     """
     dataset_json = read_dataset_json(raw_folder)
-    ending = dataset_json["file_ending"]
     if method == "labels":
         finder, layout_labels = _label_finder(raw_folder, dataset_json, layout_names, inside)
         parts = ("Tr",)
     else:
         finder, layout_labels = _image_finder(dataset_json, orientation, network), LAYOUT_LABELS
         parts = ("Tr", "Ul")
+    description = {} if network is None else {"model": network.name, "weights_sha256": network.sha256}
+    return write_maps(raw_folder, finder, layout_labels, {"method": method, **description}, "layout", parts, num_jobs,
+                      overwrite)
+
+
+def write_maps(raw_folder: Path, finder: Finder, labels: Mapping[str, int], description: Mapping[str, Any],
+               into: str = "layout", parts: Sequence[str] = ("Tr", "Ul"), num_jobs: int = 1,
+               overwrite: bool = False) -> list[LayoutReport]:
+    """Write what `finder` finds for every case: into layoutsTr and layoutsUl, or into clustersTr and clustersUl.
+
+    dataset.json declares the labels of layouts, and of clusters the description: how they were made.
+
+    Args:
+        into: `layout` or `cluster`.
+        labels: name → value that is measured and, for layouts, declared.
+        description: of the method, into the report; must hold `method`.
+        parts: Tr, Ul or both.
+
+    Raises:
+        UserError: no images; an image that cannot be read; there are maps already that were made otherwise.
+    """
+    dataset_json = read_dataset_json(raw_folder)
+    ending = dataset_json["file_ending"]
     cases = [(part, case_id, files) for part in parts
              for case_id, files in list_cases(raw_folder / f"images{part}", ending).items()]
     if not cases:
         raise UserError(f"{raw_folder} holds no images *_0000{ending} in imagesTr or imagesUl")
-    targets = [raw_folder / f"layouts{part}" / f"{case_id}{ending}" for part, case_id, _ in cases]
-    _check_declared(dataset_json, layout_labels, any(target.exists() for target in targets) and not overwrite)
+    targets = [raw_folder / f"{into}s{part}" / f"{case_id}{ending}" for part, case_id, _ in cases]
+    are_kept = any(target.exists() for target in targets) and not overwrite
+    if into == "layout":
+        _check_declared(dataset_json, labels, are_kept)
+    else:
+        _check_clusters(dataset_json, description, are_kept)
+        _declare(raw_folder, "clusters", description)
 
     work = [(case_id, files, target) for (_, case_id, files), target in zip(cases, targets, strict=True)]
-    write = partial(_write_layout, finder=finder, dataset_json=dataset_json, layout_labels=layout_labels,
-                    overwrite=overwrite)
-    reports = list(progress(parallel_map(write, work, num_jobs), "layouts", total=len(work)))
-    _declare(raw_folder, layout_labels)
-    description = {} if network is None else {"model": network.name, "weights_sha256": network.sha256}
-    write_json({"method": method, **description, "cases": [asdict(report) for report in reports]},
-               raw_folder / REPORT_NAME)
+    write = partial(_write_map, finder=finder, dataset_json=dataset_json, labels=labels, overwrite=overwrite)
+    reports = list(progress(parallel_map(write, work, num_jobs), f"{into}s", total=len(work)))
+    if into == "layout":
+        _declare(raw_folder, "layout_labels", labels)
+    write_json({**description, "cases": [asdict(report) for report in reports]}, raw_folder / REPORT_NAMES[into])
     return reports
 
 
@@ -123,17 +149,17 @@ def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
     return read_json(raw_folder / "dataset.json", "is nnUNet_raw set to the folder of your datasets?", "correct it")
 
 
-def _write_layout(case: tuple[str, Sequence[Path], Path], finder: Finder, dataset_json: Mapping[str, Any],
-                  layout_labels: Mapping[str, int], overwrite: bool) -> LayoutReport:
+def _write_map(case: tuple[str, Sequence[Path], Path], finder: Finder, dataset_json: Mapping[str, Any],
+               labels: Mapping[str, int], overwrite: bool) -> LayoutReport:
     case_id, files, target = case
     if target.exists() and not overwrite:
         reader_writer = reader_writer_of(dataset_json, target)
         layout, properties = read_segmentation(target, reader_writer)       # measured again: it may have been corrected
-        return summarise(case_id, "kept", Found(layout[0].astype(np.uint8), properties, reader_writer), layout_labels)
+        return summarise(case_id, "kept", Found(layout[0].astype(np.uint8), properties, reader_writer), labels)
     found = finder(case_id, files)
     with atomic_file(target) as temporary:
         found.reader_writer.write_seg(found.layout, str(temporary), found.properties)
-    return summarise(case_id, "written", found, layout_labels)
+    return summarise(case_id, "written", found, labels)
 
 
 def _check_declared(dataset_json: Mapping[str, Any], layout_labels: Mapping[str, int], are_kept: bool) -> None:
@@ -142,9 +168,16 @@ def _check_declared(dataset_json: Mapping[str, Any], layout_labels: Mapping[str,
         raise UserError(f"there are layouts with other labels ({', '.join(declared)}): replace them all by --overwrite")
 
 
-def _declare(raw_folder: Path, layout_labels: Mapping[str, int]) -> None:
+def _check_clusters(dataset_json: Mapping[str, Any], description: Mapping[str, Any], are_kept: bool) -> None:
+    declared = dataset_json.get("nnunet_synth", {}).get("clusters", description)
+    if are_kept and declared != dict(description):
+        made = ", ".join(f"{name} {value}" for name, value in declared.items())
+        raise UserError(f"there are clusters that were made otherwise ({made}): replace them all by --overwrite")
+
+
+def _declare(raw_folder: Path, key: str, facts: Mapping[str, Any]) -> None:
     dataset_json = read_dataset_json(raw_folder)        # read again: it may have changed in the meantime
-    ours = {**dataset_json.get("nnunet_synth", {}), "layout_labels": dict(layout_labels)}
+    ours = {**dataset_json.get("nnunet_synth", {}), key: dict(facts)}
     write_json({**dataset_json, "nnunet_synth": ours}, raw_folder / "dataset.json")
 
 
@@ -305,14 +338,18 @@ def _ct_channel(dataset_json: Mapping[str, Any]) -> int:
 
 
 def _is_hu(image: np.ndarray, dataset_json: Mapping[str, Any], channel: int, file: Path) -> bool:
-    """By the channel's name, else by the values: nothing but HU goes far below zero."""
-    names = dataset_json.get("channel_names") or dataset_json.get("modality", {})
-    if str(names.get(str(channel), "")).casefold() == "ct" or image.min() < -200:
+    if holds_hu(image, dataset_json, channel):
         return True
     if image.min() >= 0 and image.max() <= 255:
         return False
     raise UserError(f"{file} holds neither HU nor 8-bit gray values (values {image.min():g} to {image.max():g}): lungs "
                     "cannot be found in it")
+
+
+def holds_hu(image: np.ndarray, dataset_json: Mapping[str, Any], channel: int) -> bool:
+    """By the channel's name, else by the values: nothing but HU goes far below zero."""
+    names = dataset_json.get("channel_names") or dataset_json.get("modality", {})
+    return str(names.get(str(channel), "")).casefold() == "ct" or bool(image.min() < -200)
 
 
 def _normal(name: str) -> str:

@@ -19,7 +19,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, inf
 
 from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, write_json
 from nnunet_synth.data.experiment import Experiment
-from nnunet_synth.data.layouts import layout_file, locations_file, preprocess_layout
+from nnunet_synth.data.layouts import RawMaps, layout_file, locations_file, preprocess_layout, stored_kinds
 from nnunet_synth.data.raw_images import read_image
 from nnunet_synth.errors import UserError
 from nnunet_synth.parallel import parallel_map
@@ -77,19 +77,21 @@ class PoolPlan:
                 if is_older(folder / f"{case_id}.pkl", *self.image_files(case_id))]
 
     @cached_property
-    def missing_layouts(self) -> list[tuple[str, Path]]:
-        """(case id, raw layout file) of each layout that is not stored yet, or older than its sources."""
+    def missing_layouts(self) -> list[tuple[str, RawMaps]]:
+        """(case id, raw layout and clusters) of each map that is not stored yet, older than its sources, or made of
+        others."""
         experiment = self.experiment
         todo = []
-        for raw_folder, folder, case_ids in (("layoutsTr", experiment.data_folder, experiment.labelled_ids),
-                                             ("layoutsUl", experiment.pool_folder, experiment.pool_ids)):
+        for part, folder, case_ids in (("Tr", experiment.data_folder, experiment.labelled_ids),
+                                       ("Ul", experiment.pool_folder, experiment.pool_ids)):
             for case_id in case_ids:
-                raw_file = experiment.raw_folder / raw_folder / f"{case_id}{experiment.dataset_json['file_ending']}"
+                raw = RawMaps.find(experiment.raw_folder, part, f"{case_id}{experiment.dataset_json['file_ending']}")
                 redone = folder == experiment.pool_folder and case_id in self.missing_cases
-                sources = [raw_file, folder / f"{case_id}.pkl"]
-                if raw_file.exists() and (redone or is_older(layout_file(experiment, case_id),
-                                                             *(path for path in sources if path.exists()))):
-                    todo.append((case_id, raw_file))
+                sources = [*raw.files, folder / f"{case_id}.pkl"]
+                if raw.files and (redone or is_older(layout_file(experiment, case_id),
+                                                     *(path for path in sources if path.exists()))
+                                  or stored_kinds(experiment, case_id) != raw.kinds):
+                    todo.append((case_id, raw))
         return todo
 
     @property
@@ -138,7 +140,7 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
         _for_each(preprocess, [(case_id, plan.image_files(case_id)) for case_id in cases], num_processes,
                   "preprocessing unlabelled cases")
     if layouts:
-        if not experiment.layout_labels:
+        if not experiment.layout_labels and any(raw.layout for _, raw in layouts):
             raise UserError(f"{experiment.dataset_name} has layouts but its dataset.json does not say what their "
                             'values mean: add "nnunet_synth": {"layout_labels": {"left_lung": 1, "right_lung": 2}}')
         _for_each(partial(_preprocess_case_layout, experiment), layouts, num_processes, "preprocessing layouts")
@@ -171,11 +173,11 @@ def _preprocess_case(experiment: Experiment, labelled_spacings: tuple[float, flo
             (temporary / f"{case_id}{ending}").replace(folder / f"{case_id}{ending}")
 
 
-def _preprocess_case_layout(experiment: Experiment, case: tuple[str, Path]) -> None:
-    case_id, raw_file = case
-    folder = experiment.data_folder if raw_file.parent.name == "layoutsTr" else experiment.pool_folder
+def _preprocess_case_layout(experiment: Experiment, case: tuple[str, RawMaps]) -> None:
+    case_id, raw = case
+    folder = experiment.data_folder if raw.files[0].parent.name.endswith("Tr") else experiment.pool_folder
     data, _, _, properties = infer_dataset_class(str(folder))(str(folder), [case_id]).load_case(case_id)
-    preprocess_layout(experiment, case_id, raw_file, data.shape[1:], properties)
+    preprocess_layout(experiment, case_id, raw, data.shape[1:], properties)
 
 
 def _labelled_spacings(experiment: Experiment) -> tuple[float, float]:
@@ -206,8 +208,8 @@ def _remove_orphans(experiment: Experiment) -> None:
                 path.with_name(path.stem + ending).unlink(missing_ok=True)
     ending = experiment.dataset_json["file_ending"]
     for path in experiment.layouts_folder.glob("*.b2nd"):
-        raw_folder = "layoutsUl" if path.stem in pool else "layoutsTr"
-        if not (experiment.raw_folder / raw_folder / f"{path.stem}{ending}").exists():
+        part = "Ul" if path.stem in pool else "Tr"
+        if not RawMaps.find(experiment.raw_folder, part, f"{path.stem}{ending}").files:
             path.unlink()
             locations_file(experiment, path.stem).unlink(missing_ok=True)
 
