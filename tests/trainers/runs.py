@@ -13,7 +13,9 @@ from nnunet_synth.commands.pretrain import describe
 from nnunet_synth.data.experiment import load_experiment
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.unlabelled import preprocess_pool
+from nnunet_synth.synthesizers.base import Synthesizer
 from nnunet_synth.synthesizers.checkpoint import save_synthesizer
+from nnunet_synth.synthesizers.options import make_config
 from nnunet_synth.synthesizers.sean import SEAN
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "preview_every": 0}
@@ -39,14 +41,20 @@ def resumed(trainer_class: type[nnUNetTrainer], root: Path, checkpoint: str = "c
 
 
 def save_untrained_sean(configuration: str = "2d", fold: int | str = 0) -> Path:
-    """A tiny SEAN with random weights where the trainers look for one; what it draws is noise, but draws it by rule."""
+    return save_untrained(SEAN, configuration, fold)
+
+
+def save_untrained(synthesizer_class: type[Synthesizer], configuration: str = "2d", fold: int | str = 0,
+                   **options: object) -> Path:
+    """A tiny synthesizer with random weights where the trainers look for one; what it draws is noise, but draws it by
+    rule. `options` change its preset."""
     experiment = load_experiment(701, configuration, fold)
     preprocess_pool(experiment)
     slices = FoldSlices(experiment)
-    config = SEAN.PRESETS["tiny"]
+    config = make_config(synthesizer_class, "tiny", options)
     torch.manual_seed(0)
-    synthesizer = SEAN.build(describe(experiment, slices, SEAN, config), config)
-    folder = experiment.synthesizer_folder("sean")
+    synthesizer = synthesizer_class.build(describe(experiment, slices, synthesizer_class, config), config)
+    folder = experiment.synthesizer_folder(synthesizer_class.name)
     save_synthesizer(synthesizer, folder)
     return folder
 
