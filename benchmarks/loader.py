@@ -8,7 +8,8 @@ stream, on phantom chest CTs that nnU-Net itself has planned and preprocessed. A
 
 cost      what a sample costs one processor core (its processor time, which other load hardly touches): the whole
           sample with `cpu`; reading and cropping with `device`, and beside it the device's time for the rest.
-loader    samples a second with nobody training: what the workers could feed.
+workers   samples a second that the workers make while nobody trains: a device that could use more waits for the rest.
+loader    the same with the device's augmentation in between, one after another.
 training  CPSTrainer's steps (`--trainer` for another one): samples a second, and the idle share, in which the step had
           ended and the next batch was not there yet. Pauses between kernels within a step do not count as idle.
 
@@ -167,19 +168,32 @@ def cost(augmentation: str, args: argparse.Namespace) -> dict[str, float]:
 def throughput(augmentation: str, num_workers: int, args: argparse.Namespace) -> dict[str, float]:
     with training(augmentation, num_workers, args) as trainer:
         loader, device = trainer.dataloader_train, trainer.device
-        for _ in range(20):         # what the workers had made while nobody asked
-            per_batch = num_samples(next(loader))
-        seconds = mean_seconds(lambda: next(loader), args.batches, time.perf_counter, device)
+        raw = loader if augmentation == "cpu" else loader.loader
 
-        if augmentation == "cpu":
-            stopwatch = loader = Stopwatch(loader)
+        def forget_stock() -> None:
+            """Take what the workers made while nobody asked: two queues, and one batch in the hands of each."""
+            for _ in range(2 * max(6, num_workers // 2) + num_workers):
+                next(raw)
+
+        forget_stock()
+        from_workers = with_device = mean_seconds(lambda: next(raw), args.batches, time.perf_counter)
+        if augmentation == "device":
+            forget_stock()
+            with_device = mean_seconds(lambda: next(loader), args.batches, time.perf_counter, device)
+
+        stopwatch = Stopwatch(raw)
+        if augmentation == "device":
+            loader.loader = stopwatch
         else:
-            stopwatch = loader.loader = Stopwatch(loader.loader)
-        for _ in range(3):
+            loader = stopwatch
+        for _ in range(3):          # cuDNN chooses its algorithms
             trainer.train_step(next(loader))
+        forget_stock()
         stopwatch.seconds = 0.0
         step = mean_seconds(lambda: trainer.train_step(next(loader)), args.batches, time.perf_counter, device, 0)
-    return {"loader_samples_per_second": per_batch / seconds, "training_samples_per_second": per_batch / step,
+        per_batch = num_samples(next(raw))
+    return {"workers_samples_per_second": per_batch / from_workers,
+            "loader_samples_per_second": per_batch / with_device, "training_samples_per_second": per_batch / step,
             "idle_share": stopwatch.seconds / (step * args.batches)}
 
 
@@ -207,10 +221,11 @@ def nbytes(value: Any) -> int:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = [f"{'augmentation':12} {'workers':>8} {'worker ms':>10} {'device ms':>10} {'kB':>7} {'loader /s':>10} "
-             f"{'training /s':>12} {'idle':>6}"]
+    lines = [f"{'augmentation':12} {'workers':>8} {'worker ms':>10} {'device ms':>10} {'kB':>7} {'workers /s':>11} "
+             f"{'loader /s':>10} {'training /s':>12} {'idle':>6}"]
     lines += [f"{row['augmentation']:12} {row['workers']:8} {row['worker_ms']:10.2f} {row['device_ms']:10.2f} "
-              f"{row['kilobytes']:7.0f} {row['loader_samples_per_second']:10.1f} "
+              f"{row['kilobytes']:7.0f} {row['workers_samples_per_second']:11.1f} "
+              f"{row['loader_samples_per_second']:10.1f} "
               f"{row['training_samples_per_second']:12.1f} {row['idle_share']:6.0%}" for row in results]
     return "\n".join(lines)
 

@@ -39,7 +39,9 @@ class DeviceAugmentation:
     @torch.no_grad()
     def __call__(self, image: Tensor, labels: Tensor,
                  generator: torch.Generator) -> tuple[Tensor, Tensor | list[Tensor] | None]:
-        """Augment a batch; every draw is from `generator`, on the CPU, so that no GPU is waited for.
+        """Augment a batch; every draw is from `generator`, on the CPU, so that no GPU is waited for to know sizes.
+
+        (Only the vote on labels of rotated patches waits, twice a batch: how many voxels are contested is data.)
 
         Args:
             image: [N, C, *size] float32, normalised and larger than the patch.

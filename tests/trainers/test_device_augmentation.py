@@ -11,9 +11,16 @@ import torch
 
 from nnunet_synth.data.loaders import AugmentedOnDevice, MarkHoles, UnlabelledCases
 from nnunet_synth.data.pseudo_labels import make_pseudo_labels, pseudo_labels_folder
-from nnunet_synth.trainers import CPSTrainer, SACPSTrainer, SupervisedTrainer, UniMatchTrainer
+from nnunet_synth.trainers import (
+    CPSTrainer,
+    SACPSTrainer,
+    SemiInfNetTrainer,
+    STTrainer,
+    SupervisedTrainer,
+    UniMatchTrainer,
+)
 from nnunet_synth.trainers.configured import ConfiguredTrainer
-from tests.trainers.runs import make_trainer, resumed, save_untrained_sean, train_until_killed
+from tests.trainers.runs import make_trainer, resumed, save_untrained_sean, train_stock, train_until_killed
 from tests.trainers.test_every_trainer import state_of
 from tests.trainers.test_settings import REGIONS, relabel
 
@@ -27,12 +34,18 @@ def with_loaders(trainer: ConfiguredTrainer) -> ConfiguredTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("trainer_class", [SupervisedTrainer, CPSTrainer, SACPSTrainer, UniMatchTrainer])
-def test_resume_is_bit_identical(planned_dataset: Path, trainer_class: type[ConfiguredTrainer]) -> None:
+@pytest.mark.parametrize(("trainer_class", "settings"), [
+    (SupervisedTrainer, {}), (CPSTrainer, {}), (SACPSTrainer, {}), (UniMatchTrainer, {}),
+    # these make their loaders anew: for each round, and when pseudo-labels join the stream
+    (STTrainer, {"num_epochs": 1, "num_rounds": 3}), (SemiInfNetTrainer, {"labels_only_share": 0.3})])
+def test_resume_is_bit_identical(planned_dataset: Path, trainer_class: type[ConfiguredTrainer],
+                                 settings: dict[str, object]) -> None:
     """3 epochs at once = 1 epoch, killed in the second, resumed."""
     if trainer_class is SACPSTrainer:
         save_untrained_sean()
-    settings = {"num_epochs": 3, "save_every": 1, **DEVICE}
+    if trainer_class is STTrainer:
+        train_stock(planned_dataset)
+    settings = {"num_epochs": 3, "save_every": 1, **DEVICE, **settings}
     whole = make_trainer(trainer_class, planned_dataset, **settings)
     whole.run_training()
     assert isinstance(whole.dataloader_train, AugmentedOnDevice)
