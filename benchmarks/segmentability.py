@@ -6,6 +6,8 @@ Trains on slices of some phantom patients, draws images for the labels of others
 intensity interval inside the lungs; nothing is learned) look for the lesions: on the real slices of those other
 patients, on the synthetic ones, and on the synthetic ones against exchanged labels. Beside it stand the divergence of
 lesion intensities and the sharpness, so that painting constants cannot pass, and what a change of style changes.
+Those that need an image (UM2I, CS2) get the same patient's before the disease, so that every lesion must be put in; how
+much of one they take out again where none is asked for is measured, too.
 Writes `benchmarks/results/segmentability_<synthesizer>_<device>.json` and a gallery beside it.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from nnunet_synth.evaluation.sharpness import variance_of_laplacian
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Slices, StyleOptions, Synthesizer, SynthMeta, SynthRequest
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_gallery
+from nnunet_synth.synthesizers.options import make_config
 from nnunet_synth.synthesizers.pretrain import pretrain
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
@@ -43,15 +46,22 @@ SEMANTIC = SemanticClasses.from_labels({"infection": 1}, {"left_lung": 1, "right
 
 @dataclass
 class PhantomSlices:
-    """Slices of phantom patients as a `SliceSource`; intensities are HU / 1000."""
+    """Slices of phantom patients as a `SliceSource`; intensities are HU / 1000.
+
+    Attributes:
+        pool: unlabelled slices, which are never asked for their labels.
+    """
 
     parts: list[Slices]
+    pool: PhantomSlices | None = None
 
     @classmethod
-    def of_patients(cls, numbers: range, size: int, num_slices: int, seed: int) -> PhantomSlices:
+    def of_patients(cls, numbers: range, size: int, num_slices: int, seed: int,
+                    has_lesions: bool = True) -> PhantomSlices:
+        """The same numbers without lesions are the same patients in the same scanner."""
         parts = []
         for number in numbers:
-            case = draw_case(np.random.SeedSequence([seed, number]), PhantomSettings(size, num_slices))
+            case = draw_case(np.random.SeedSequence([seed, number]), PhantomSettings(size, num_slices), has_lesions)
             hu = np.clip(case.image.astype(np.float32), *HU_WINDOW) / 1000
             label, layout = (torch.from_numpy(part.astype(np.int64)) for part in (case.label, case.layout))
             parts += [Slices(torch.from_numpy(hu[index])[None, None], label[index][None], layout[index][None],
@@ -66,13 +76,20 @@ class PhantomSlices:
         return sorted(found, key=lambda part: part.origin[0][1])
 
     def sample(self, num_slices: int, patch_size: tuple[int, int], rng: np.random.Generator) -> Slices:
-        """Half of them with lesions; mirrored at random."""
+        """Half of them with lesions, where labels tell which; mirrored at random."""
+        with_lesions = self.with_lesions or self.parts
         chosen = [pool[rng.integers(len(pool))] for pool in
-                  (self.with_lesions if rng.random() < 0.5 else self.parts for _ in range(num_slices))]
+                  (with_lesions if rng.random() < 0.5 else self.parts for _ in range(num_slices))]
         return concatenate([mirrored(part) if rng.random() < 0.5 else part for part in chosen])
 
     def iterate(self, only_targets: bool, max_slices: int | None = None) -> Iterator[Slices]:
         yield from (self.with_lesions if only_targets else self.parts)[:max_slices]
+
+    def unlabelled(self) -> PhantomSlices | None:
+        return self.pool
+
+    def without_labels(self) -> PhantomSlices:
+        return PhantomSlices([replace(part, label=torch.zeros_like(part.label)) for part in self.parts])
 
 
 def mirrored(part: Slices) -> Slices:
@@ -89,10 +106,10 @@ def concatenate(parts: list[Slices]) -> Slices:
 
 
 def train(name: str, preset: str, slices: PhantomSlices, size: int, steps: int, folder: Path, device: str,
-          seed: int = 0) -> Synthesizer:
-    """A synthesizer trained on these slices by the one loop."""
+          seed: int = 0, **options: Any) -> Synthesizer:
+    """A synthesizer trained on these slices by the one loop; `options` change the preset."""
     synthesizer_class = find_synthesizer(name)
-    config = synthesizer_class.PRESETS[preset]
+    config = make_config(synthesizer_class, preset, options)
     meta = SynthMeta(synthesizer=name, config=asdict(config), dataset="phantom", channel_names=["CT"],
                      semantic=SEMANTIC, target_labels=[1], intensity_range=[[bound / 1000 for bound in HU_WINDOW]],
                      patch_size=[size, size], divisor=1, fold=0, train_case_ids=[])
@@ -101,16 +118,20 @@ def train(name: str, preset: str, slices: PhantomSlices, size: int, steps: int, 
     return pretrain(synthesizer, slices, folder, device=device, steps=steps, seed=seed, checkpoint_every=10 ** 6)
 
 
-def draw(synthesizer: Synthesizer, parts: list[Slices], seed: int, batch_size: int = 8) -> list[Slices]:
-    """Each part with an image drawn for its label and layout; the real image is not given."""
+def draw(synthesizer: Synthesizer, parts: list[Slices], seed: int, scans: list[Slices] | None = None,
+         batch_size: int = 8) -> list[Slices]:
+    """Each part with an image drawn for its label and layout. The real image is not given; those that need one get the
+    scan in the same place of `scans`."""
     device = next(synthesizer.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     drawn = []
     for start in range(0, len(parts), batch_size):
         some = parts[start:start + batch_size]
         batch = concatenate(some).to(device)
+        image = concatenate(scans[start:start + batch_size]).to(device).image if synthesizer.needs else None
         synthesizer.begin_step(generator)
-        result = synthesizer.synthesize(SynthRequest(label=batch.label, layout=batch.layout, generator=generator))
+        result = synthesizer.synthesize(SynthRequest(label=batch.label, layout=batch.layout, image=image,
+                                                     generator=generator))
         drawn += [replace(part, image=image[None].cpu()) for part, image in zip(some, result.image, strict=True)]
     return drawn
 
@@ -123,14 +144,15 @@ def lesion_means(parts: list[Slices]) -> np.ndarray:
     return np.array([lesion_values([part]).mean() for part in parts])
 
 
-def judge(synthesizer: Synthesizer, training: PhantomSlices, unseen: list[Slices], seed: int = 0) -> dict[str, Any]:
+def judge(synthesizer: Synthesizer, training: PhantomSlices, unseen: list[Slices], healthy: list[Slices],
+          seed: int = 0) -> dict[str, Any]:
     """All measures; the intervals of the first segmenter are fitted on training slices, those of the second are given
-    in HU by the phantom."""
+    in HU by the phantom. `healthy` are the unseen slices before the disease."""
     synthesizer.fit_pool(training)
-    drawn = draw(synthesizer, unseen, seed)
+    drawn = draw(synthesizer, unseen, seed, healthy)
     averaged = synthesizer.style
     synthesizer.style = StyleOptions(num_styles=1)      # the codes of single slices, twice: is style obeyed?
-    one_style, other_style = (lesion_means(draw(synthesizer, unseen, seed + number)) for number in (1, 2))
+    one_style, other_style = (lesion_means(draw(synthesizer, unseen, seed + number, healthy)) for number in (1, 2))
     synthesizer.style = averaged
     fitted = ThresholdSegmenter.fit(training.with_lesions, [1])
 
@@ -154,7 +176,22 @@ def judge(synthesizer: Synthesizer, training: PhantomSlices, unseen: list[Slices
                            "synthetic": float(lesion_values(drawn).mean() * 1000)},
         "lesion_mean_hu_between_two_styles": float(np.abs(one_style - other_style).mean() * 1000),
         "num_unseen_slices": len(unseen),
+        **(removal(synthesizer, unseen, healthy, given, seed) if synthesizer.needs else {}),
     }
+
+
+def removal(synthesizer: Synthesizer, unseen: list[Slices], healthy: list[Slices],
+            segment: Callable[[Slices], np.ndarray], seed: int) -> dict[str, Any]:
+    """How much of each lesion is found again when the image shows it and the label asks for none; the same on the real
+    image and on that of the patient without the disease, for comparison."""
+    cured = draw(synthesizer, [replace(part, label=torch.zeros_like(part.label)) for part in unseen], seed, unseen)
+
+    def found(parts: list[Slices]) -> float:
+        return float(np.mean([segment(part)[part_with.label[0].numpy() > 0].mean()
+                              for part, part_with in zip(parts, unseen, strict=True)]))
+
+    return {"share_of_lesions_found": {"real": found(unseen), "drawn without": found(cured),
+                                       "before the disease": found(healthy)}}
 
 
 def gallery(unseen: list[Slices], drawn: list[Slices], target: Path, num_rows: int = 6) -> None:
@@ -172,15 +209,22 @@ def run(name: str = "sean", preset: str = "tiny", steps: int = 1500, size: int =
         num_slices: int = 8, device: str = "cpu", seed: int = 0, picture: Path | None = None) -> dict[str, Any]:
     """Train on `num_patients`, judge on half as many others."""
     training = PhantomSlices.of_patients(range(num_patients), size, num_slices, seed=11)
-    unseen = PhantomSlices.of_patients(range(1000, 1000 + num_patients // 2), size, num_slices, seed=11).with_lesions
+    others = range(1000, 1000 + num_patients // 2)
+    training.pool = PhantomSlices.of_patients(range(2000, 2000 + num_patients), size, num_slices,
+                                              seed=11).without_labels()
+    unseen = PhantomSlices.of_patients(others, size, num_slices, seed=11).with_lesions
+    before = {part.origin[0]: part
+              for part in PhantomSlices.of_patients(others, size, num_slices, seed=11, has_lesions=False).parts}
+    healthy = [before[part.origin[0]] for part in unseen]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         synthesizer = train(name, preset, training, size, steps, Path(folder), device, seed)
     seconds = time.perf_counter() - started
     result = {"synthesizer": name, "preset": preset, "steps": steps, "size": size, "num_patients": num_patients,
-              "seed": seed, "seconds_training": seconds, **judge(synthesizer, training, unseen)}
+              "seed": seed, "seconds_training": seconds, **judge(synthesizer, training, unseen, healthy)}
     if picture is not None:
-        gallery(unseen[::max(1, len(unseen) // 6)], draw(synthesizer, unseen[::max(1, len(unseen) // 6)], 0), picture)
+        some = slice(None, None, max(1, len(unseen) // 6))
+        gallery(unseen[some], draw(synthesizer, unseen[some], 0, healthy[some]), picture)
     return result
 
 

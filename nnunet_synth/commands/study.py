@@ -1,7 +1,8 @@
 """Compare methods: datasets × label ratios × methods × folds × seeds, trained, tested and put into one table.
 
 STUDY is a YAML file, or the name of one that comes with the package (phantom, covid-semiseg, covid-19-20, mosmed,
-covid19-ct-seg, nccid, cs2, lcgan, ablation-losses, ablation-styles, ablation-ratio, ablation-synthetic).
+covid19-ct-seg, nccid, cs2, lcgan, ablation-losses, ablation-styles, ablation-ratio, ablation-synthetic,
+ablation-um2i-tasks, ablation-um2i-steps, ablation-um2i-superpixels).
 docs/reproduce.md explains the file.
 
 Each training is an ordinary `nnUNetv2_train` in a process of its own, so what is measured is what a user gets; results

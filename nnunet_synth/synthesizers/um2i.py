@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +27,15 @@ from nnunet_synth.losses.adversarial import least_squares_discriminator_loss, le
 from nnunet_synth.losses.reconstruction import perceptual_loss
 from nnunet_synth.losses.trusted_segmentation import trusted_segmentation_loss
 from nnunet_synth.progress import progress
-from nnunet_synth.superpixels import WHITE, scaled_num_segments, slic, unsupervised_mask
-from nnunet_synth.synthesizers.base import (
-    Batch,
-    Prepared,
-    Slices,
-    SliceSource,
-    Stage,
-    Synthesizer,
-    SynthMeta,
-    SynthRequest,
-    Terms,
-)
+from nnunet_synth.superpixels import WHITE, grid_shape, scaled_num_segments, slic
+from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource, Stage, SynthMeta, Terms
 from nnunet_synth.synthesizers.blocks import frozen, init_normal
 from nnunet_synth.synthesizers.edge_map import edge_map
-from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, edit_mask, find_lesion_parts
+from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, masked
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
-MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
+MAX_CLUSTERS = 128      # cached ids are below this
 
 
 @dataclass(frozen=True)
@@ -187,7 +178,7 @@ def _background_outside(probability: Tensor, valid: Tensor) -> Tensor:
 # The synthesizer
 
 
-class UM2I(Synthesizer):
+class UM2I(MaskConditioned):
     """Unsupervised mask of the request's image, edited by its label → image, and the label that it shows."""
 
     name = "um2i"
@@ -203,11 +194,7 @@ class UM2I(Synthesizer):
 
     def __init__(self, meta: SynthMeta, config: UM2IConfig) -> None:
         super().__init__(meta, config)
-        values = [0, *sorted(int(label) for label in meta.semantic.label_classes)]
-        self.register_buffer("label_values", torch.tensor(values), persistent=False)
-        self.generator = Generator(config, len(meta.channel_names), len(values))
-        num_organs = max((int(value) for value in meta.semantic.layout_classes), default=0)
-        self.lesion_values = LesionValues(meta.target_labels, len(meta.channel_names), num_organs)
+        self.generator = Generator(config, len(meta.channel_names), len(self.label_values))
         self.teacher: Teacher | None = None         # while the semi-supervised stage trains
 
     @classmethod
@@ -242,105 +229,63 @@ class UM2I(Synthesizer):
 
     # -- unsupervised masks ------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def mask_of(self, image: Tensor, cluster: Tensor | None) -> Tensor:
-        """Algorithm 1: [N, C, H, W] in [−1, 1] → the UM, [N, C, H, W] float32 in [0, 255]."""
-        segments = cluster if self.config.superpixels == "cached" else None
-        num_segments = scaled_num_segments(*image.shape[2:], self.config.num_segments)
-        return unsupervised_mask(_gray(image), num_segments, self.config.gray_step, self.config.compactness,
-                                 segments=segments)
-
-    def condition_on(self, mask: Tensor) -> Tensor:
-        """What G₂ and the discriminators see: UM in [−1, 1] and its edges, [N, C + 1, H, W]."""
-        return torch.cat([mask / WHITE * 2 - 1, edge_map(mask)], dim=1)
-
-    def classes_of(self, label: Tensor) -> Tensor:
-        """Dataset labels → places among `label_values`, which G₂'s logits follow."""
-        return torch.searchsorted(self.label_values, label)
-
-    # -- the gray values of lesions ----------------------------------------------------------------------------------
+    @property
+    def gray_step(self) -> float:
+        return self.config.gray_step
 
     @property
-    def _edits(self) -> bool:
-        """Style "self": a lesion looks as the unlabelled image shows it, so there is nothing to edit."""
-        return self.config.um_policy == "edit" and self.style.source != "self"
+    def edits(self) -> bool:
+        return self.config.um_policy == "edit" and super().edits
+
+    def find_segments(self, gray: Tensor, cluster: Tensor | None) -> tuple[Tensor, int]:
+        if self.config.superpixels == "cached":
+            return cluster, MAX_CLUSTERS
+        number = scaled_num_segments(*gray.shape[2:], self.config.num_segments)
+        rows, columns = grid_shape(*gray.shape[2:], number)
+        return slic(gray, number, self.config.compactness), rows * columns
+
+    def condition_on(self, mask: Tensor) -> Tensor:
+        """What G₂ and the discriminators see: the mask in [−1, 1] and its edges, [N, C + 1, H, W]."""
+        return torch.cat([mask / WHITE * 2 - 1, edge_map(mask)], dim=1)
 
     @torch.no_grad()
     def fit_pool(self, slices: SliceSource) -> None:
-        """The gray values that lesions have in labelled slices (`LesionValues`).
+        """The gray values that lesions have in labelled slices.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or no cached superpixels.
         """
         assert not self.training, "call eval() on the synthesizer first"
-        if not self._edits:
+        if not self.edits:
             return
-        labelled = progress(slices.iterate(only_targets=True, max_slices=MAX_SLICES), "collecting lesions' gray values")
-        origins, found = [], []
-        for one in labelled:
-            found.append(self._lesion_parts(one))
-            origins += one.origin
-        if not any(len(parts.pixels) for of_slice in found for parts in of_slice):
-            raise UserError(f"no labelled training slice of fold {self.meta.fold} has a lesion of four pixels in one "
-                            "superpixel, so there are no gray values to draw lesions with: choose another fold, or "
-                            "pretrain with --option um_policy=as_is")
-        self.lesion_values.fill(list(zip(*found, strict=True)), origins)
 
-    def _lesion_parts(self, one: Slices) -> list[LesionParts]:
-        """Those of each target label in one labelled slice."""
-        one = one.to(self.label_values.device)
-        _check_cluster(self.config, one)
-        prepared = self._prepare(SynthRequest(one.label, one.image, one.layout, one.cluster, one.valid))
-        gray = _gray(_masked(prepared.image, prepared.valid))
-        segments = prepared.cluster if self.config.superpixels == "cached" else slic(
-            gray, scaled_num_segments(*gray.shape[2:], self.config.num_segments), self.config.compactness)
-        return [find_lesion_parts(gray * WHITE, segments, prepared.label, prepared.layout, label,
-                                  self.lesion_values.num_organs) for label in self.lesion_values.labels]
+        def read() -> Iterator[tuple[Slices, Prepared]]:
+            labelled = slices.iterate(only_targets=True, max_slices=MAX_SLICES)
+            for one in progress(labelled, "collecting lesions' gray values"):
+                _check_cluster(self.config, one)
+                yield one, self.prepare_slices(one)
+
+        self.fit_lesion_values(read())
 
     def pool_definition(self) -> dict[str, Any]:
-        if not self._edits:
+        if not self.edits:
             return {"um_policy": "as_is"}
         return {"um_policy": "edit", "number": len(self.lesion_values.origins), "sha256": self.lesion_values.sha256()}
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
-    def _decode(self, request: Prepared) -> Tensor:
-        return self._draw(request)[0]
-
-    def _decode_with_label(self, request: Prepared) -> tuple[Tensor, Tensor]:
-        image, logits = self._draw(request)
-        return image, self.label_values[logits.argmax(1)]
-
-    def _draw(self, request: Prepared) -> tuple[Tensor, Tensor | None]:
-        mask = self.mask_of(_masked(request.image, request.valid), request.cluster)
-        if self._edits:
-            mask = edit_mask(mask, request.label, request.layout, self.lesion_values, self.config.gray_step,
-                             request.generator)
+    def draw_masks(self, mask: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The image, and the logits of its label."""
         return self.generator(self.condition_on(mask))
 
-    def _is_drawable(self, request: Prepared) -> Tensor:
-        """Not where a lesion is to be put in that no labelled slice has."""
-        lacking = torch.zeros(len(request.label), dtype=torch.bool, device=request.label.device)
-        if self._edits:
-            for label, exists in zip(self.lesion_values.labels, self.lesion_values.exists, strict=True):
-                lacking |= (request.label == label).any((1, 2)) & ~exists
-        return ~lacking
-
-
-def _gray(image: Tensor) -> Tensor:
-    """[−1, 1] → [0, 1]."""
-    return (image.float() + 1) / 2
-
-
-def _masked(image: Tensor, valid: Tensor) -> Tensor:
-    """What nobody annotated is the same in the real and in the drawn image, so no loss sees it."""
-    return image.masked_fill(~valid[:, None], -1)
+    def see_label(self, seen: Tensor) -> Tensor:
+        return self.label_values[seen.argmax(1)]
 
 
 def _check_cluster(config: UM2IConfig, slices: Slices) -> None:
     if config.superpixels == "cached" and (slices.cluster is None or not slices.cluster.any()):
-        raise UserError(f"case {slices.origin[0][0]} has no cached superpixels: make them with nnunet_synth layouts, "
-                        "or pretrain with --option superpixels=slic")
+        raise UserError(f"case {slices.origin[0][0]} has no cached superpixels: run nnunet_synth layouts with "
+                        "--method superpixel --into cluster, or pretrain with --option superpixels=slic")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -363,6 +308,7 @@ class SupervisedStage(Stage):
         self.generator, self.discriminator = um2i.generator, discriminators
         self.perceptual = None if self.config.recon == "l1" else perceptual
         self.has_l1 = self.config.recon != "vgg" or perceptual is None
+        self.label_values = um2i.label_values.cpu()
 
     def learning_rates(self, step: int) -> tuple[float, float]:
         """Constant over three quarters of all steps, then linearly to zero."""
@@ -376,8 +322,8 @@ class SupervisedStage(Stage):
     def _tensors(self, slices: SliceSource, rng: np.random.Generator) -> Batch:
         part = slices.sample(self.batch_size, tuple(self.um2i.meta.patch_size), rng)
         _check_cluster(self.config, part)
-        classes = torch.searchsorted(self.um2i.label_values.cpu(), part.label)
-        batch = {"image": _masked(self.um2i.to_unit(part.image), part.valid), "label": classes, "valid": part.valid}
+        batch = {"image": masked(self.um2i.to_unit(part.image), part.valid), "valid": part.valid,
+                 "label": torch.searchsorted(self.label_values, part.label)}
         return {**batch, "cluster": part.cluster} if self.config.superpixels == "cached" else batch
 
     def on_end(self) -> None:
@@ -390,7 +336,7 @@ class SupervisedStage(Stage):
         real, valid = batch["image"], batch["valid"]
         condition = self.um2i.condition_on(self.um2i.mask_of(real, batch.get("cluster")))
         drawn, logits = self.generator(condition)
-        fake = _masked(drawn, valid)
+        fake = masked(drawn, valid)
         batch.update(condition=condition, fake=fake.detach())
 
         with frozen(self.discriminator):
