@@ -588,6 +588,7 @@ def test_decode_can_be_compiled() -> None:
     model._decode = torch.compile(model._decode, backend="eager")
     again = replace(asked, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.synthesize(again).image, expected, rtol=0, atol=1e-5)
+    del model._decode
     whole = torch.compile(model.generator, backend="eager", fullgraph=True)
     condition = seen_by_g2(model, replace(asked, generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(whole(condition)[0], model.generator(condition)[0])
