@@ -27,6 +27,7 @@ from nnunet_synth.losses.adversarial import (
 from nnunet_synth.losses.reconstruction import perceptual_loss
 from nnunet_synth.synthesizers.base import Batch, Prepared, SliceSource, Stage, Synthesizer, SynthMeta, Terms
 from nnunet_synth.synthesizers.blocks import frozen, init_normal
+from nnunet_synth.synthesizers.mask_conditioned import masked
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
@@ -130,12 +131,12 @@ class M2IStage(Stage):
     def sample(self, slices: SliceSource, rng: np.random.Generator) -> Batch:
         """image [N, C, H, W] in [−1, 1], semantic [N, H, W], valid [N, H, W]."""
         part = slices.sample(self.batch_size, tuple(self.m2i.meta.patch_size), rng)
-        return {"image": _masked(self.m2i.to_unit(part.image), part.valid),
+        return {"image": masked(self.m2i.to_unit(part.image), part.valid),
                 "semantic": self.m2i.meta.semantic.combine(part.label, part.layout), "valid": part.valid}
 
     def generator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
         real, one_hot = batch["image"], self.m2i.meta.semantic.one_hot(batch["semantic"])
-        fake = _masked(self.generator(one_hot), batch["valid"])
+        fake = masked(self.generator(one_hot), batch["valid"])
         batch["fake"] = fake.detach()
 
         with frozen(self.discriminator):
@@ -161,8 +162,3 @@ class M2IStage(Stage):
         is_right = torch.stack([((x[-1] > 0.5).float().mean() + (y[-1] < 0.5).float().mean()) / 2
                                 for x, y in zip(of_real, of_fake, strict=True)]).mean()
         return loss, {"discriminator": loss.detach(), "discriminator_accuracy": is_right}
-
-
-def _masked(image: Tensor, valid: Tensor) -> Tensor:
-    """What nobody annotated is the same in the real and in the drawn image, so no loss sees it."""
-    return image.masked_fill(~valid[:, None], -1)

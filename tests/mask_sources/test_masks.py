@@ -1,5 +1,7 @@
 """What the masks of V2UM and V2M hold, and how drawn ones are compared with real ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.mask_sources.measures import compare, measure_mask_source
 from nnunet_synth.mask_sources.unsupervised import V2UMConfig
 from nnunet_synth.superpixels import scaled_num_segments, unsupervised_mask
+from nnunet_synth.synthesizers.semantic import SemanticClasses
 from tests.mask_sources.toy import Discs, build
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # V2UM
@@ -61,6 +63,7 @@ def test_unlabelled_slices_are_their_share_of_the_batch():
     for share, expected in ((0.0, 0), (0.5, 500), (1.0, 1000)):
         source = build("v2um", unlabelled_share=share)
         asked = []
+
         def sample(num_slices, patch_size, rng, asked=asked, original=slices.sample):
             asked.append(num_slices)
             return original(num_slices, patch_size, rng)
@@ -100,9 +103,6 @@ def test_label_maps_are_one_hot_and_survive_the_way_back():
 
 
 def test_values_need_not_be_consecutive():
-    from dataclasses import replace
-
-    from nnunet_synth.synthesizers.semantic import SemanticClasses
     source = build("v2m")
     source.meta = replace(source.meta, semantic=SemanticClasses.from_labels({"a": 3, "b": 7}, {"lung": 5}))
     label, layout = torch.tensor([[[0, 3], [7, 0]]]), torch.tensor([[[5, 0], [5, 5]]])
@@ -138,6 +138,7 @@ def test_compare_by_hand():
 @pytest.mark.parametrize("name", ["v2um", "v2m"])
 def test_a_source_that_draws_real_masks_measures_well(name):
     source, slices = build(name), Discs(has_unlabelled=True)
+
     def real_masks(seed, batch_size):
         rng = np.random.default_rng(seed)
         while True:
