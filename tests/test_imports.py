@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "nnunet_synth"
 # What knows neither nnU-Net nor where anything lies, and the rooms of ours that it may use.
 PLAIN_TORCH = {
     "losses": ("losses",),
+    "mask_sources": ("mask_sources", "synthesizers", "superpixels", "losses"),
     "superpixels.py": (),
     "synthesizers": ("synthesizers", "superpixels", "losses"),
 }
