@@ -25,6 +25,8 @@ MIN_SAMPLES_ACROSS, MAX_STRIDE = 5, 4
 # Colours are rounded to these steps (1/16 of a gray value of 255). Their sums over cells of up to 64 × 64 pixels are
 # then exact in float32, so that the result depends neither on the order of summation nor on the rest of the batch.
 COLOUR_STEP = 2.0 ** -12
+Subset = tuple[slice, slice]    # of the pixels of a cell
+_WHOLE: Subset = (slice(None), slice(None))
 _FAR = 1e3                      # features of the centres that would lie outside the grid
 _CPU_PIXELS = 2 ** 18           # pixels at a time on the CPU, whose cache then holds what is computed from them
 
@@ -55,7 +57,6 @@ def grid_shape(height: int, width: int, num_segments: int) -> tuple[int, int]:
     return math.ceil(height / math.ceil(height / rows)), math.ceil(width / math.ceil(width / columns))
 
 
-@torch.no_grad()
 def slic(image: Tensor, num_segments: int, compactness: float = 0.1, num_iterations: int = 10,
          valid: Tensor | None = None) -> Tensor:
     """SLIC superpixels (Achanta et al., IEEE TPAMI 34(11):2274, 2012): k-means in colour and position.
@@ -76,24 +77,37 @@ def slic(image: Tensor, num_segments: int, compactness: float = 0.1, num_iterati
     """
     if not (compactness > 0 and num_iterations > 0):
         raise UserError(f"compactness {compactness:g} and {num_iterations} iterations: both must be more than 0")
-    num_images, num_channels, height, width = image.shape
     if valid is not None:
         _check_shape(valid, "valid", image)
-    at_once = max(1, _CPU_PIXELS // (height * width)) if image.device.type == "cpu" else num_images
-    if at_once < num_images:
-        ids = torch.empty_like(image[:, 0], dtype=torch.int64)
-        for part in (slice(start, start + at_once) for start in range(0, num_images, at_once)):
-            ids[part] = slic(image[part], num_segments, compactness, num_iterations,
-                             None if valid is None else valid[part])
-        return ids
+    rows, columns = grid_shape(*image.shape[2:], num_segments)
+    return _slic(image.detach(), rows, columns, float(compactness), num_iterations, valid)
 
-    cells = _Cells(num_images, height, width, *grid_shape(height, width, num_segments))
-    outside = cells.beyond(image.device) if valid is None else [_FAR * cells.split((~valid[:, None]).float(), 1.0)[0]]
-    kmeans = _KMeans(cells, cells.split(image.float()), outside, compactness)
-    centres = kmeans.first_centres()
-    for iteration in range(num_iterations - 1):
-        centres = kmeans.update(centres, kmeans.subsets[iteration % len(kmeans.subsets)])
-    return cells.join(kmeans.assign(centres))
+
+# One operator for torch.compile, which would unroll the iterations into hundreds of kernels and take minutes for them.
+@torch.library.custom_op("nnunet_synth::slic", mutates_args=(), schema="(Tensor image, int rows, int columns, "
+                         "float compactness, int num_iterations, Tensor? valid) -> Tensor")
+@torch.no_grad()
+def _slic(image: Tensor, rows: int, columns: int, compactness: float, num_iterations: int,
+          valid: Tensor | None) -> Tensor:
+    num_images, _, height, width = image.shape
+    on_cpu = image.device.type == "cpu"
+    at_once = max(1, _CPU_PIXELS // (height * width) if on_cpu else num_images)
+    ids = torch.empty_like(image[:, 0], dtype=torch.int64, memory_format=torch.contiguous_format)
+    for part in (slice(start, start + at_once) for start in range(0, num_images, at_once)):
+        cells = _Cells(len(image[part]), height, width, rows, columns)
+        colour = cells.split(image[part].float())
+        outside = cells.beyond(image.device) if valid is None else cells.excluded(valid[part])
+        kmeans = _KMeans(cells, colour, outside, compactness)
+        centres = kmeans.first_centres()
+        for iteration in range(num_iterations - 1):
+            centres = kmeans.update(centres, kmeans.subsets[iteration % len(kmeans.subsets)])
+        ids[part] = cells.join(kmeans.assign(centres, kmeans.subsets if on_cpu else [_WHOLE]))
+    return ids
+
+
+@_slic.register_fake
+def _(image: Tensor, rows: int, columns: int, compactness: float, num_iterations: int, valid: Tensor | None) -> Tensor:
+    return image.new_empty((image.shape[0], *image.shape[2:]), dtype=torch.int64)
 
 
 def _check_shape(pixels: Tensor, name: str, image: Tensor) -> None:
@@ -135,10 +149,14 @@ class _Cells:
         right = (x >= self.width)[:, None].expand(-1, self.rows, -1).flatten(1)
         return [(below * _FAR).repeat(1, self.num_images)[:, None], (right * _FAR).repeat(1, self.num_images)[None]]
 
+    def excluded(self, valid: Tensor) -> list[Tensor]:
+        """The same, and where [N, H, W] `valid` is not."""
+        return [_FAR * self.split((~valid[:, None]).float(), fill=1.0)[0]]
+
     def join(self, ids: Tensor) -> Tensor:
-        """[cell height, cell width, N · K] → [N, H, W] int64."""
+        """[cell height, cell width, N · K] → [N, H, W]."""
         parts = ids.unflatten(2, (self.num_images, self.rows, self.columns)).permute(2, 3, 0, 4, 1)
-        return parts.flatten(3).flatten(1, 2)[:, :self.height, :self.width].long()
+        return parts.flatten(3).flatten(1, 2)[:, :self.height, :self.width]
 
     def around(self, values: Tensor, fill: float) -> Tensor:
         """[F, N · K] → [9, F, N · K]: of the neighbours of each cell, `fill` beyond the border."""
@@ -185,10 +203,10 @@ class _KMeans:
         outside = torch.zeros_like(self.colour[:1])
         for far in self.outside:
             outside += far
-        totals = self._totals(outside.eq_(0), (slice(None), slice(None)))[0]
+        totals = self._totals(outside.eq_(0), _WHOLE)[0]
         return totals[1:] / totals[0].clamp_min(1)
 
-    def update(self, centres: Tensor, subset: tuple[slice, slice]) -> Tensor:
+    def update(self, centres: Tensor, subset: Subset) -> Tensor:
         """The mean of those pixels of the subset that are nearest to each centre; one without any stays.
 
         A pixel at the same distance from two centres counts for both.
@@ -202,15 +220,19 @@ class _KMeans:
         totals = self.cells.collect(totals)
         return torch.where(totals[0] > 0, totals[1:] / totals[0].clamp_min(1), centres)
 
-    def assign(self, centres: Tensor) -> Tensor:
-        """[cell height, cell width, N · K]: the nearest centre of each pixel, of equally near ones the first."""
+    def assign(self, centres: Tensor, subsets: list[Subset]) -> Tensor:
+        """[cell height, cell width, N · K]: the nearest centre of each pixel, of equally near ones the first.
+
+        Args:
+            subsets: how to go through all pixels, one after the other; the more, the less memory.
+        """
         rows, columns, device = self.cells.rows, self.cells.columns, centres.device
         last = columns + 2
         rank = torch.tensor([last - dy * columns - dx for dy, dx in NEIGHBOURS], device=device, dtype=torch.float32)
         home = torch.arange(rows * columns, device=device, dtype=torch.float32).repeat(self.cells.num_images) + last
         planes = self._planes(centres)
         ids = torch.empty_like(self.colour[0])
-        for subset in self.subsets:
+        for subset in subsets:
             distance = self._distances(planes, subset)
             first = distance.eq_(distance.amin(0)).mul_(rank[:, None, None, None]).amax(0)
             ids[subset] = home - first
@@ -225,7 +247,7 @@ class _KMeans:
         weighted = self.weights * around
         return (weighted * around).sum(1), -2 * weighted
 
-    def _distances(self, planes: tuple[Tensor, Tensor], subset: tuple[slice, slice]) -> Tensor:
+    def _distances(self, planes: tuple[Tensor, Tensor], subset: Subset) -> Tensor:
         """[9, y, x, N · K]: see `_planes`."""
         constant, slopes = planes
         over_y = torch.addcmul(constant[:, None], slopes[:, 0, None], self.y[subset[0], None])
@@ -235,7 +257,7 @@ class _KMeans:
             distance.addcmul_(colour[subset], slopes[:, channel, None, None])
         return distance
 
-    def _totals(self, belongs: Tensor, subset: tuple[slice, slice]) -> Tensor:
+    def _totals(self, belongs: Tensor, subset: Subset) -> Tensor:
         """[n, 1 + 2 + C, N · K]: number, Σ y, Σ x and Σ colours of n groups of pixels.
 
         Args:
@@ -250,7 +272,7 @@ class _KMeans:
         return torch.stack(totals, dim=1)
 
 
-def _subsets(stride_y: int, stride_x: int) -> list[tuple[slice, slice]]:
+def _subsets(stride_y: int, stride_x: int) -> list[Subset]:
     """Every `stride`-th row and column of a cell, from each pair of starts once, so that successive ones lie apart."""
     starts = [(step % stride_y, (step // stride_y + step % stride_y) % stride_x) for step in range(stride_y * stride_x)]
     return [(slice(y, None, stride_y), slice(x, None, stride_x)) for y, x in starts]

@@ -9,7 +9,10 @@ import torch
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.superpixels import (
+    _WHOLE,
     METHODS,
+    _Cells,
+    _KMeans,
     _subsets,
     grid_shape,
     num_levels,
@@ -118,11 +121,33 @@ def test_channels_are_used_jointly():
 
 
 def test_it_compiles_in_one_graph_and_ignores_autocast():
-    image = blobs(5, 2, 1, 40, 44)
-    expected = slic(image, 12)
-    assert torch.equal(torch.compile(slic, fullgraph=True, backend="aot_eager")(image, 12), expected)
+    image, valid = blobs(5, 2, 1, 40, 44), noise(5, 2, 40, 44) > 0.2
+    expected = slic(image, 12), slic(image, 12, valid=valid)
+    compiled = torch.compile(slic, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(image, 12), expected[0]) and torch.equal(compiled(image, 12, valid=valid), expected[1])
+    torch.library.opcheck(torch.ops.nnunet_synth.slic, (image, 3, 4, 0.1, 2, valid))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(slic(image, 12), expected)
+        assert torch.equal(slic(image, 12), expected[0])
+    assert torch.equal(slic(image.requires_grad_(), 12), expected[0])
+
+
+def test_pixels_are_assigned_alike_all_at_once_and_subset_by_subset():
+    """At once is what a GPU does."""
+    image = blobs(6, 2, 2, 130, 120)
+    cells = _Cells(2, 130, 120, *grid_shape(130, 120, 30))
+    kmeans = _KMeans(cells, cells.split(image), cells.beyond(image.device), 0.1)
+    assert len(kmeans.subsets) == 16
+    centres = kmeans.first_centres()
+    assert torch.equal(kmeans.assign(centres, [_WHOLE]), kmeans.assign(centres, kmeans.subsets))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_finds_the_same():
+    """Sums are exact; distances may differ in the last bit, and a pixel between two centres go the other way."""
+    image = blobs(6, 3, 2, 130, 120)
+    here, there = slic(image, 60), slic(image.cuda(), 60)
+    assert torch.equal(slic(image.cuda(), 60), there)
+    assert (there.cpu() != here).float().mean() < 1e-3
 
 
 def test_the_grid_is_about_as_many_cells_as_wanted():

@@ -132,6 +132,21 @@ def test_labels_become_layouts_and_lesions_go_to_the_nearest_lung(raw):
     np.testing.assert_array_equal(read(folder / "layoutsTr" / "a.nii.gz") > 0, (label == 1) | (label == 2))
 
 
+def test_superpixels_of_pictures(pictures, capsys):
+    argv = ["layouts", "520", "--method", "superpixel", "--step", "85", "--segments", "2000"]
+    assert main(argv) == 0
+    assert "superpixel 0-85, share of the slice: median" in capsys.readouterr().out
+    for index in range(NUM_LABELLED):
+        gray = draw_slice(index, (120 + 2 * index, 96 + index))[0].astype(float)
+        low, high = np.percentile(gray, (0.05, 99.95))
+        expected = 1 + np.clip((gray - low) / (high - low) * 255, 0, 255) // 85
+        found = read(pictures / "layoutsTr" / f"{index}.png")
+        assert found.shape == expected.shape and found.dtype == np.uint8 and set(np.unique(found)) <= {1, 2, 3, 4}
+        assert (found == expected).mean() > 0.85                        # a superpixel is wider than the finest detail
+    assert main([*argv, "--into", "cluster", "--segmentation", "felzenszwalb"]) == 0
+    assert len(list((pictures / "clustersUl").iterdir())) == sum(SLICES_OF.values())
+
+
 # -- lungmask ----------------------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,12 @@ def test_layouts_are_the_levels_of_superpixels_and_have_names(raw):
         found = read(raw / f"layouts{part}" / f"{case}.nii.gz")
         np.testing.assert_array_equal(found, expected_levels(raw, case, part, 60, 4))
         assert found.min() >= 1 and len(np.unique(found)) > 2
+    experiment = load_experiment(701, "2d")
+    assert experiment.semantic.names[1:6] == list(declared)            # what a synthesizer draws from
+    preprocess_pool(experiment)
+    for case, part in CASES:
+        stored = open_map(layout_file(experiment, case))[:]
+        np.testing.assert_array_equal(stored, read(raw / f"layouts{part}" / f"{case}.nii.gz"))
     report = json.loads((raw / "layouts_report.json").read_text())
     assert (report["method"], report["segmentation"], report["step"]) == ("superpixel", "slic", 60)
     assert not any(case["doubts"] for case in report["cases"])
