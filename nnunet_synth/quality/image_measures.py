@@ -12,9 +12,11 @@ from nnunet_synth.progress import progress
 from nnunet_synth.quality.image_set import ImageSet
 from nnunet_synth.quality.noise import noise_level_bm3d, noise_level_nlm
 from nnunet_synth.quality.window import Window
-from nnunet_synth.superpixels import scaled_num_segments, slic, under_segmentation_error
+from nnunet_synth.superpixels import slic, under_segmentation_error
 
 BATCH_SIZE = 16
+NUM_SUPERPIXELS = 512   # of an image, whatever its size, as long as each has MIN_PIXELS
+MIN_PIXELS = 16
 NUM_PROBED = 32         # images of a set whose noise and superpixels are measured: both take seconds an image
 
 # measure → what tables and axes call it; intensities are shares of the window, images with several channels averaged.
@@ -70,7 +72,7 @@ def _under_segmentation(images: ImageSet, window: Window, num_probed: int) -> np
     for place in _evenly(len(with_lesions), num_probed):
         index = with_lesions[place]
         unit = window.to_unit(torch.tensor(images.images[index:index + 1]))
-        segments = slic(unit, scaled_num_segments(*unit.shape[-2:]))
+        segments = slic(unit, min(NUM_SUPERPIXELS, unit[0, 0].numel() // MIN_PIXELS))
         errors.append(under_segmentation_error(segments, torch.tensor(images.labels[index:index + 1]).long()).item())
     return np.array(errors)
 

@@ -217,9 +217,10 @@ def _warnings(sets: Sequence[ImageSet], cells: Sequence[Cell]) -> list[str]:
     most = max(cell.num_features for cell in cells)
     small = [one for one in sets if len(one) <= most]
     if small:
-        numbers = ", ".join(f"{one.name} {len(one)}" for one in small)
-        found.append(f"fewer images than features ({numbers}; up to {most} features): covariances are singular and "
-                     "every FID is too large; compare sets of equal size only, and see the FID of the real halves")
+        numbers = " or ".join(map(str, sorted({len(one) for one in small})))
+        found.append(f"fewer images than features ({numbers} in a set, up to {most} features): covariances are "
+                     "singular and every FID is too large; compare sets of equal size only, and see the distance of "
+                     "the real halves")
     if len({len(one) for one in sets[1:]}) > 1:
         found.append("the methods have different numbers of images: FID falls with the number, KID does not")
     for warning in found:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_synth.atomic import write_json
+from nnunet_synth.evaluation.case_gallery import enlarged
 from nnunet_synth.evaluation.report import Cell as Shown
 from nnunet_synth.evaluation.report import Gallery, Part, Picture, Report, Section, Table, Text, finite, write_report
 from nnunet_synth.quality.average_image import CODEC, as_picture
@@ -147,7 +148,7 @@ def _fidelity(quality: Quality) -> Iterator[Part]:
     methods = [method.name for method in quality.methods]
     yield Text("A cell is one network at one resolution. Each gives every method its Fréchet distance to the real "
                "images. The first column, the distance of one half of the real cases to the other half, is what "
-               "different patients and the number of images alone make of it.")
+               "different patients alone make of it, with half as many images, which makes it larger.")
     rows = [[cell.extractor, f"{cell.resolution}²", cell.num_features, _cell(cell.floor),
              *(_cell(cell.fid[name]) for name in methods)] for cell in quality.cells]
     yield Table(["features", "resolution", "number", "real halves", *methods], rows,
@@ -156,6 +157,8 @@ def _fidelity(quality: Quality) -> Iterator[Part]:
     for name in quality.extractors:
         cells = [cell for cell in quality.cells if cell.extractor == name]
         resolutions = [cell.resolution for cell in cells]
+        if len(resolutions) < 2:
+            continue
         series = {"real halves": (resolutions, [cell.floor for cell in cells]),
                   **{method: (resolutions, [cell.fid[method] for cell in cells]) for method in methods}}
         yield lines(series, "pixels a side", "Fréchet distance", f"Features: {name}.", ticks=resolutions)
@@ -178,7 +181,7 @@ def _normalised(quality: Quality, scores: Mapping[str, Sequence[float]], tests: 
     yield Table(["set", name, "sd over cells", "cells"], rows, "Each cell divided by the largest score in it, then "
                 f"averaged over the cells; {better}." + (" One method alone has 1 everywhere: compare it with another."
                                                          if len(scores) == 1 else ""))
-    if tests:
+    if any(not math.isnan(test.p) for test in tests):
         yield Table(["first", "second", "cells", "difference", "p", "p (Holm)"],
                     [[test.first, test.second, test.num_cells, test.difference, _p(test.p), _p(test.p_holm)]
                      for test in tests],
@@ -245,9 +248,9 @@ def _classifiers(quality: Quality) -> Iterator[Part]:
 def _pictures(quality: Quality) -> Iterator[Part]:
     for one in quality.sets:
         places = np.linspace(0, len(one) - 1, min(NUM_PICTURES, len(one))).round().astype(int)
-        yield Gallery([Picture.from_array(_picture(one, index, quality.window), one.cases[index]) for index in places],
-                      title=one.name)
-    yield Gallery([Picture.from_array(quality.averages[one.name],
+        yield Gallery([Picture.from_array(enlarged(_picture(one, index, quality.window)), one.cases[index])
+                       for index in places], title=one.name)
+    yield Gallery([Picture.from_array(enlarged(quality.averages[one.name]),
                                       f"{one.name}: {quality.jpeg_bytes[one.name] / 1000:.1f} kB")
                    for one in quality.sets],
                   f"The mean of all images of each set, and its size as {CODEC}.", "Average images")

@@ -19,7 +19,7 @@ from nnunet_synth.quality.histograms import (
 from nnunet_synth.quality.image_measures import measure_images
 from nnunet_synth.quality.noise import noise_level_bm3d, noise_level_nlm
 from nnunet_synth.quality.window import Window
-from nnunet_synth.superpixels import scaled_num_segments, slic, under_segmentation_error
+from nnunet_synth.superpixels import slic, under_segmentation_error
 from tests.quality.sets import image_set
 
 WINDOW = Window(-1000.0, 1000.0)
@@ -46,7 +46,7 @@ def test_every_measure_is_taken_in_the_window(images):
         wanted = [np.mean([level(channel) for channel in image]) for image in probed]
         np.testing.assert_allclose(measures.values[name], wanted)
     with_lesions = [0, 8, 18]                   # of those with lesions, 0, 2, …, 18
-    wanted = [under_segmentation_error(slic(unit[[index]], scaled_num_segments(24, 24)),
+    wanted = [under_segmentation_error(slic(unit[[index]], 24 * 24 // 16),
                                        torch.from_numpy(images.labels[[index]]).long()).item()
               for index in with_lesions]
     np.testing.assert_allclose(measures.values["under_segmentation"], wanted)

@@ -6,10 +6,12 @@ from benchmarks.planted_degradations import FAULTS, compare, orders, values_of
 from nnunet_synth.errors import UserError
 from nnunet_synth.quality.measure import QualityOptions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def values():
-    options = QualityOptions(extractors=["imagenet"], resolutions=(96,), num_probed=12)
+    options = QualityOptions(extractors=["imagenet"], resolutions=(96,), num_probed=6)
     try:
         return values_of(compare(size=64, num_patients=10, num_slices=4, options=options))
     except UserError as error:
