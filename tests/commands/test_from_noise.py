@@ -101,11 +101,11 @@ def test_a_mask_source_is_trained_on_training_cases_only(experiment, monkeypatch
 
 
 def test_montages_are_recorded_and_twice_as_large(experiment):
-    pretrain_masks("v2m", "--montage", "2x2", "--steps", "4")
+    pretrain_masks("v2m", "--montage", "2x2", "--steps", "5")
     meta = load_mask_source(experiment.synthesizer_folder("v2m")).meta
     assert meta.montage == [2, 2] and meta.patch_size == [64, 64]
     refused("cannot continue.*montage was .2, 2., is None", pretrain, "--mask-source", "v2m", "--preset", "tiny",
-            *SMALL_MASKS, "--steps", "4", "--patch-size", "64", "64", "--c")
+            *SMALL_MASKS, "--steps", "5", "--patch-size", "64", "64", "--c")
     call(pretrain, "--synthesizer", "m2i", "--preset", "tiny", "--option", "width=4", "--steps", "1", "--montage",
          "1x2", "--perceptual", "off", "--batch-size", "2")
     meta = load_synthesizer(experiment.synthesizer_folder("m2i")).meta
