@@ -191,11 +191,12 @@ class _KMeans:
         self.cells, self.outside = cells, [far.expand_as(colour[0]) for far in outside]
         self.colour = colour.div_(COLOUR_STEP).round_().mul_(COLOUR_STEP)
         self.y, self.x = (torch.arange(side, device=device) - (side - 1) / 2 for side in cells.size)
-        position, channel = compactness ** 2 / math.prod(cells.size), 1 / len(colour)
-        self.weights = torch.tensor([position, position, *[channel] * len(colour)], device=device)[:, None]
+        self.position_weight = compactness ** 2 / math.prod(cells.size)
+        # Of NEIGHBOURS, as arithmetic: a GPU would have to wait for a table to be copied.
+        number = torch.arange(len(NEIGHBOURS), device=device, dtype=torch.float32)
+        self.down, self.right = number.div(3, rounding_mode="floor") - 1, number % 3 - 1
         height, width = cells.size
-        self.offsets = torch.tensor([(dy * height, dx * width, *[0.0] * len(colour)) for dy, dx in NEIGHBOURS],
-                                    device=device)[:, :, None]
+        self.offsets = torch.stack([self.down * height, self.right * width], dim=1)[:, :, None]
         self.subsets = _subsets(*(min(max(1, side // MIN_SAMPLES_ACROSS), MAX_STRIDE) for side in cells.size))
 
     def first_centres(self) -> Tensor:
@@ -216,7 +217,7 @@ class _KMeans:
         for far in self.outside:                # no distance is as small as that
             nearest -= far[subset]
         totals = self._totals(distance.eq_(nearest), subset)
-        totals[:, 1:] -= totals[:, :1] * self.offsets           # positions from the middle of the centre's own cell
+        totals[:, 1:3] -= totals[:, :1] * self.offsets          # positions from the middle of the centre's own cell
         totals = self.cells.collect(totals)
         return torch.where(totals[0] > 0, totals[1:] / totals[0].clamp_min(1), centres)
 
@@ -226,10 +227,11 @@ class _KMeans:
         Args:
             subsets: how to go through all pixels, one after the other; the more, the less memory.
         """
-        rows, columns, device = self.cells.rows, self.cells.columns, centres.device
+        rows, columns = self.cells.rows, self.cells.columns
         last = columns + 2
-        rank = torch.tensor([last - dy * columns - dx for dy, dx in NEIGHBOURS], device=device, dtype=torch.float32)
-        home = torch.arange(rows * columns, device=device, dtype=torch.float32).repeat(self.cells.num_images) + last
+        rank = last - self.down * columns - self.right          # the largest for the first
+        home = torch.arange(rows * columns, device=centres.device, dtype=torch.float32) + last
+        home = home.repeat(self.cells.num_images)
         planes = self._planes(centres)
         ids = torch.empty_like(self.colour[0])
         for subset in subsets:
@@ -243,8 +245,9 @@ class _KMeans:
 
         ‖f − μ‖² − ‖f‖² = ‖μ‖² − 2 μ·f. Returns ‖μ‖² [9, N · K] and −2 μ [9, 2 + C, N · K], weighted.
         """
-        around = self.cells.around(centres, _FAR) + self.offsets
-        weighted = self.weights * around
+        around = self.cells.around(centres, _FAR)
+        around[:, :2] += self.offsets
+        weighted = torch.cat([around[:, :2] * self.position_weight, around[:, 2:] / len(self.colour)], dim=1)
         return (weighted * around).sum(1), -2 * weighted
 
     def _distances(self, planes: tuple[Tensor, Tensor], subset: Subset) -> Tensor:
@@ -366,16 +369,22 @@ def segment(image: Tensor, method: Method = "slic", num_segments: int = 512, com
         num_segments, compactness, num_iterations: of both SLICs.
         scale, sigma, min_size: of Felzenszwalb and Huttenlocher's method, which chooses the number itself; the defaults
             are CS2's.
+
+    Raises:
+        UserError: unknown method; see `slic`.
     """
     if method == "slic":
         return slic(image, num_segments, compactness, num_iterations)
     if method not in METHODS:
         raise UserError(f"unknown superpixels {method!r}: choose one of {', '.join(METHODS)}")
+    if method == "slic_skimage":
+        grid_shape(*image.shape[2:], num_segments)      # for its errors
     from skimage import segmentation
     found = []
     for one in image.float().cpu().numpy():
         if method == "slic_skimage":
-            ids = segmentation.slic(one, num_segments, compactness, num_iterations, channel_axis=0, start_label=0)
+            ids = segmentation.slic(one, num_segments, compactness, num_iterations, channel_axis=0, start_label=0,
+                                    convert2lab=False)
         else:
             ids = segmentation.felzenszwalb(one, scale, sigma, min_size, channel_axis=0)
         found.append(torch.from_numpy(ids.astype(np.int64)))

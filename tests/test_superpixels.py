@@ -254,6 +254,7 @@ def test_under_segmentation_error_by_hand():
     (lambda image: quantise(image, 0), "step t = 0"),
     (lambda image: unsupervised_mask(image, segments=torch.zeros(1, 8, 9, dtype=torch.int64)), "shape"),
     (lambda image: slic(image, 4, valid=torch.ones(1, 9, 8, dtype=torch.bool)), "shape"),
+    (lambda image: segment(image, "slic_skimage", 65), "choose 1 to 64"),
     (lambda image: segment(image, "watershed"), "unknown superpixels 'watershed': choose one of slic"),
 ])
 def test_mistakes_are_one_line(call, message):
