@@ -6,7 +6,8 @@ Every loss is a mean over the pixels of a scale's logits, averaged over the scal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,3 +45,29 @@ def least_squares_discriminator_loss(real: Features, fake: Features) -> Tensor:
     """½ E (D(x) − 1)² + ½ E D(G(·))², the discriminator's side."""
     return torch.stack([(real_layers[-1].float() - 1).square().mean() / 2 + fake_layers[-1].float().square().mean() / 2
                         for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """The two sides of one game.
+
+    Attributes:
+        generator: of the features of drawn images.
+        discriminator: of the features of real and of drawn images.
+        boundary: the logit half way between real and drawn.
+    """
+
+    generator: Callable[[Features], Tensor]
+    discriminator: Callable[[Features, Features], Tensor]
+    boundary: float
+
+    def accuracy(self, real: Features, fake: Features) -> Tensor:
+        """Share of the patches that are told right, averaged over the scales."""
+        is_right = [((real_layers[-1] > self.boundary).float().mean()
+                     + (fake_layers[-1] < self.boundary).float().mean()) / 2
+                    for real_layers, fake_layers in zip(real, fake, strict=True)]
+        return torch.stack(is_right).mean()
+
+
+HINGE = AdversarialLoss(hinge_generator_loss, hinge_discriminator_loss, 0.0)
+LEAST_SQUARES = AdversarialLoss(least_squares_generator_loss, least_squares_discriminator_loss, 0.5)

@@ -224,6 +224,11 @@ class Trainable(nn.Module, ABC):
     def divisor(self) -> int:
         """H and W are multiples of this; what a synthesizer draws is padded to them."""
 
+    def check_patch_size(self) -> None:
+        """Raises UserError where training patches would have to be padded."""
+        if any(size % self.divisor for size in self.meta.patch_size):
+            raise UserError(f"patch size {self.meta.patch_size} is no multiple of {self.divisor}: choose another")
+
     @abstractmethod
     def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
         """The stages of its training, in order. `steps` overrides the preset's total number of steps;

@@ -1,4 +1,4 @@
-"""Building blocks that several synthesizers share: normalisation, initialisation, spectral norm, freezing."""
+"""Building blocks that several synthesizers share: normalisation, initialisation, spectral norm, masking, freezing."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
             state[f"{name}.weight"] = layer.weight
             norms.train(was_training)
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+
+
+def masked(image: Tensor, valid: Tensor) -> Tensor:
+    """[N, C, H, W] in [−1, 1] with −1 wherever [N, H, W] is False: what nobody annotated is the same in the real and in
+    the drawn image, so no loss sees it."""
+    return image.masked_fill(~valid[:, None], -1)
 
 
 @contextmanager

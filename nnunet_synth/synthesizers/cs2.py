@@ -23,15 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.losses.adversarial import least_squares_discriminator_loss, least_squares_generator_loss
+from nnunet_synth.losses.adversarial import LEAST_SQUARES
 from nnunet_synth.losses.reconstruction import perceptual_loss
 from nnunet_synth.losses.style import style_loss
 from nnunet_synth.progress import progress
 from nnunet_synth.superpixels import WHITE, grid_shape, scaled_num_segments, slic
 from nnunet_synth.synthesizers.adain import StyleStatistics, adain, mean_and_deviation
 from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource, Stage, SynthMeta, Terms
-from nnunet_synth.synthesizers.blocks import frozen, init_normal
-from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, masked
+from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
+from nnunet_synth.synthesizers.conditional_stage import weighted_sum
+from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.pixel_classifier import PixelClassifierEnsemble
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
@@ -111,8 +112,9 @@ class CS2Config:
 class Generator(nn.Module):
     """Content and the style of a reference → image in (−1, 1).
 
-    One encoder sees both. AdaIN follows a block's activation and takes the statistics that the reference has at the
-    same resolution, where the encoder is as wide as the decoder.
+    One encoder sees both. Where AdaIN is in every block, it stands between norm and activation and takes the statistics
+    that the reference has there at the same resolution, where the encoder is as wide as the decoder; otherwise, after
+    the activation.
     """
 
     def __init__(self, config: CS2Config, num_channels: int) -> None:
@@ -143,10 +145,13 @@ class Generator(nn.Module):
         """
         x, style = torch.cat([content, reference]), []
         for level, stage in enumerate(self._encoder()):
-            x, reference = stage(x).chunk(2)
-            style.append(self.style.of_level(reference, level))
+            x, reference = stage[:-1](x).chunk(2)
             if self.in_every_block:
+                style.append(self.style.of_level(reference, level))
                 x = adain(x, *mean_and_deviation(style[-1]))
+            x, reference = stage[-1](x), stage[-1](reference)
+            if not self.in_every_block:
+                style.append(self.style.of_level(reference, level))
             x = torch.cat([x, reference])
         return self._decode(x.chunk(2)[0], torch.cat(style, dim=1))[0]
 
@@ -154,8 +159,9 @@ class Generator(nn.Module):
         """[N, F] all that the generator takes from reference images [N, C, H, W] in [−1, 1]."""
         x, features = reference, []
         for stage in self._encoder():
-            x = stage(x)
-            features.append(x)
+            before = stage[:-1](x)
+            x = stage[-1](before)
+            features.append(before if self.in_every_block else x)
         return self.style(features)
 
     def draw(self, content: Tensor, style: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -167,12 +173,16 @@ class Generator(nn.Module):
         """
         x = content
         for level, stage in enumerate(self._encoder()):
-            x = stage(x)
-            if self.in_every_block:
-                x = adain(x, *self.style.at(style, level))
+            x = self._run(stage, x, style, level)
         return self._decode(x, style)
 
-    def _encoder(self) -> list[nn.Module]:
+    def _run(self, stage: nn.Sequential, x: Tensor, style: Tensor, level: int) -> Tensor:
+        """A convolutional block whose output is of this level."""
+        if not self.in_every_block:
+            return stage(x)
+        return stage[-1](adain(stage[:-1](x), *self.style.at(style, level)))
+
+    def _encoder(self) -> list[nn.Sequential]:
         return [self.trunk.stem, *self.trunk.down]
 
     def _decode(self, x: Tensor, style: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -184,9 +194,7 @@ class Generator(nn.Module):
             level = len(self.trunk.up) - number
             if not self.in_every_block:
                 x = adain(x, *self.style.at(style, level))
-            x = stage(x)
-            if self.in_every_block:
-                x = adain(x, *self.style.at(style, level - 1))
+            x = self._run(stage, x, style, level - 1)
             features.append(x)
         image = torch.tanh(self.to_image(x))
         features[-1] = torch.cat([x, image.to(x.dtype)], dim=1)
@@ -389,8 +397,7 @@ class GeneratorStage(Stage):
     name = "generator"
 
     def __init__(self, cs2: CS2, num_steps: int, perceptual: nn.Module | None) -> None:
-        if any(size % cs2.divisor for size in cs2.meta.patch_size):
-            raise UserError(f"patch size {cs2.meta.patch_size} is no multiple of {cs2.divisor}: choose another")
+        cs2.check_patch_size()
         self.cs2, self.config = cs2, cs2.config
         self.num_steps, self.batch_size = num_steps, self.config.batch_size
         self.betas = (self.config.beta1, 0.999)
@@ -450,20 +457,19 @@ class GeneratorStage(Stage):
         batch["fake"] = fake.detach()
         with frozen(self.discriminator):
             judged = self.discriminator(self.cs2.stack(fake))
-        weighted = {"adversarial": self.config.adversarial_weight * least_squares_generator_loss(judged),
+        weighted = {"adversarial": self.config.adversarial_weight * LEAST_SQUARES.generator(judged),
                     "content": self.content_weight * F.mse_loss(fake.float(), masked(content, batch["valid"]))}
         if self.perceptual is not None:
             taps = self.perceptual(batch["reference"]), self.perceptual(fake)
             distance = style_loss(*taps) if self.config.style_loss == "statistics" else perceptual_loss(*taps)
             weighted["style"] = self.config.style_weight * distance
-        return torch.stack(list(weighted.values())).sum(), {name: term.detach() for name, term in weighted.items()}
+        return weighted_sum(weighted)
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
         """Real are the references: that they show something else is nothing that it is told of."""
         real, fake = (self.discriminator(self.cs2.stack(batch[name].float())) for name in ("reference", "fake"))
-        loss = least_squares_discriminator_loss(real, fake)
-        is_right = ((real[0][-1] > 0.5).float().mean() + (fake[0][-1] < 0.5).float().mean()) / 2
-        return loss, {"discriminator": loss.detach(), "discriminator_accuracy": is_right}
+        loss = LEAST_SQUARES.discriminator(real, fake)
+        return loss, {"discriminator": loss.detach(), "discriminator_accuracy": LEAST_SQUARES.accuracy(real, fake)}
 
 
 def concatenate(parts: list[Slices]) -> Slices:

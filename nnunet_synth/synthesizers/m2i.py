@@ -13,21 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_synth.errors import UserError
-from nnunet_synth.losses.adversarial import (
-    feature_matching_loss,
-    least_squares_discriminator_loss,
-    least_squares_generator_loss,
-)
-from nnunet_synth.losses.reconstruction import perceptual_loss
-from nnunet_synth.synthesizers.base import Batch, Prepared, SliceSource, Stage, Synthesizer, SynthMeta, Terms
-from nnunet_synth.synthesizers.blocks import frozen, init_normal
-from nnunet_synth.synthesizers.mask_conditioned import masked
+from nnunet_synth.synthesizers.base import Batch, Prepared, Stage, Synthesizer, SynthMeta
+from nnunet_synth.synthesizers.blocks import init_normal
+from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
@@ -102,63 +93,18 @@ class M2I(Synthesizer):
         return self.generator(self.meta.semantic.one_hot(request.semantic))
 
 
-class M2IStage(Stage):
+class M2IStage(ConditionalStage):
     """Redraw labelled slices from their labels: L_adv + 10·L_vgg."""
 
-    name = "m2i"
     betas = (0.5, 0.999)
+    steady_share = 0.75
 
     def __init__(self, m2i: M2I, num_steps: int, perceptual: nn.Module | None) -> None:
-        config, semantic = m2i.config, m2i.meta.semantic
-        if any(size % m2i.divisor for size in m2i.meta.patch_size):
-            raise UserError(f"patch size {m2i.meta.patch_size} is no multiple of {m2i.divisor}: choose another")
-        self.m2i, self.config = m2i, config
-        self.num_steps, self.batch_size = num_steps, config.batch_size
-        self.generator = m2i.generator
-        self.discriminator = MultiScaleDiscriminator(len(semantic) + len(m2i.meta.channel_names), config.ndf,
-                                                     config.num_discriminator_layers, config.num_scales)
+        config = m2i.config
+        discriminator = MultiScaleDiscriminator(len(m2i.meta.semantic) + len(m2i.meta.channel_names), config.ndf,
+                                                config.num_discriminator_layers, config.num_scales)
+        super().__init__(m2i, m2i.generator, discriminator, num_steps, perceptual)
         init_normal(self.discriminator)
-        self.perceptual = perceptual
-        self.l1_weight = config.l1_weight
-        if self.l1_weight is None:
-            self.l1_weight = 10.0 if perceptual is None else 0.0
 
-    def learning_rates(self, step: int) -> tuple[float, float]:
-        """Constant over three quarters of the steps, then linearly to zero."""
-        factor = min(1.0, 4 * (1 - step / self.num_steps))
-        return self.config.generator_lr * factor, self.config.discriminator_lr * factor
-
-    def sample(self, slices: SliceSource, rng: np.random.Generator) -> Batch:
-        """image [N, C, H, W] in [−1, 1], semantic [N, H, W], valid [N, H, W]."""
-        part = slices.sample(self.batch_size, tuple(self.m2i.meta.patch_size), rng)
-        return {"image": masked(self.m2i.to_unit(part.image), part.valid),
-                "semantic": self.m2i.meta.semantic.combine(part.label, part.layout), "valid": part.valid}
-
-    def generator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
-        real, one_hot = batch["image"], self.m2i.meta.semantic.one_hot(batch["semantic"])
-        fake = masked(self.generator(one_hot), batch["valid"])
-        batch["fake"] = fake.detach()
-
-        with frozen(self.discriminator):
-            of_fake = self.discriminator(torch.cat([one_hot, fake], dim=1))
-            weighted = {"adversarial": self.config.adversarial_weight * least_squares_generator_loss(of_fake)}
-            if self.config.feature_matching_weight > 0:
-                with torch.no_grad():
-                    of_real = self.discriminator(torch.cat([one_hot, real], dim=1))
-                weighted["feature_matching"] = self.config.feature_matching_weight * feature_matching_loss(of_real,
-                                                                                                           of_fake)
-        if self.perceptual is not None:
-            weighted["perceptual"] = self.config.perceptual_weight * perceptual_loss(self.perceptual(real),
-                                                                                     self.perceptual(fake))
-        if self.l1_weight > 0:
-            weighted["l1"] = self.l1_weight * F.l1_loss(fake.float(), real)
-        return torch.stack(list(weighted.values())).sum(), {name: term.detach() for name, term in weighted.items()}
-
-    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
-        one_hot = self.m2i.meta.semantic.one_hot(batch["semantic"])
-        of_real, of_fake = (self.discriminator(torch.cat([one_hot, image.to(one_hot.dtype)], dim=1))
-                            for image in (batch["image"], batch["fake"]))
-        loss = least_squares_discriminator_loss(of_real, of_fake)
-        is_right = torch.stack([((x[-1] > 0.5).float().mean() + (y[-1] < 0.5).float().mean()) / 2
-                                for x, y in zip(of_real, of_fake, strict=True)]).mean()
-        return loss, {"discriminator": loss.detach(), "discriminator_accuracy": is_right}
+    def draw(self, batch: Batch, one_hot: Tensor) -> Tensor:
+        return self.generator(one_hot)

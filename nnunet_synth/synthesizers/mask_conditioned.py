@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunet_synth.errors import UserError
 from nnunet_synth.superpixels import WHITE, paint, quantise, segment_means
 from nnunet_synth.synthesizers.base import Prepared, Slices, Synthesizer, SynthMeta
+from nnunet_synth.synthesizers.blocks import masked
 from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, edit_mask, find_lesion_parts
 
 MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
@@ -149,9 +150,3 @@ class MaskConditioned(Synthesizer):
 def gray_of(image: Tensor) -> Tensor:
     """[−1, 1] → [0, 1]."""
     return (image.float() + 1) / 2
-
-
-def masked(image: Tensor, valid: Tensor) -> Tensor:
-    """[N, C, H, W] in [−1, 1] with −1 wherever [N, H, W] is False: what nobody annotated is the same in the real and in
-    the drawn image, so no loss sees it."""
-    return image.masked_fill(~valid[:, None], -1)

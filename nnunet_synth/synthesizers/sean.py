@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.losses.adversarial import feature_matching_loss, hinge_discriminator_loss, hinge_generator_loss
-from nnunet_synth.losses.reconstruction import perceptual_loss
+from nnunet_synth.losses.adversarial import HINGE
 from nnunet_synth.progress import progress
 from nnunet_synth.synthesizers.ace import ACE, Labels, labels_for, one_hot_of
 from nnunet_synth.synthesizers.base import (
@@ -33,16 +31,15 @@ from nnunet_synth.synthesizers.base import (
     Synthesizer,
     SynthMeta,
     SynthRequest,
-    Terms,
 )
 from nnunet_synth.synthesizers.blocks import (
     LEAK,
     add_spectral_norm,
     fold_spectral_norm,
-    frozen,
     init_xavier,
     plain_state,
 )
+from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.style_encoder import StyleEncoder
 from nnunet_synth.synthesizers.style_pool import MAX_CODES, MIN_TARGET_PIXELS, StyleCode, StylePool
@@ -363,79 +360,25 @@ class SEAN(Synthesizer):
 # Training
 
 
-class SEANStage(Stage):
+class SEANStage(ConditionalStage):
     """SEAN's only stage: redraw labelled slices from their own codes; hinge + 10·feature matching + 10·perceptual."""
 
-    name = "sean"
+    adversarial = HINGE
 
     def __init__(self, sean: SEAN, num_steps: int, perceptual: nn.Module | None) -> None:
-        config, semantic = sean.config, sean.meta.semantic
-        if any(size % sean.divisor for size in sean.meta.patch_size):
-            raise UserError(f"patch size {sean.meta.patch_size} is no multiple of {sean.divisor}: choose another")
-        self.sean = sean
-        self.config = config
-        self.num_steps = num_steps
-        self.batch_size = config.batch_size
-        self.generator = sean.generator
+        config = sean.config
+        discriminator = MultiScaleDiscriminator(len(sean.meta.semantic) + len(sean.meta.channel_names), config.ndf,
+                                                config.num_discriminator_layers, config.num_scales, spectral=True,
+                                                widened=False)
+        super().__init__(sean, sean.generator, discriminator, num_steps, perceptual)
         add_spectral_norm(self.generator.decoder.trunk())
-        self.discriminator = MultiScaleDiscriminator(len(semantic) + len(sean.meta.channel_names), config.ndf,
-                                                     config.num_discriminator_layers, config.num_scales,
-                                                     spectral=True, widened=False)
         init_xavier(self.discriminator, config.init_gain)
-        self.perceptual = perceptual
-        self.l1_weight = config.l1_weight
-        if self.l1_weight is None:
-            self.l1_weight = 10.0 if perceptual is None else 0.0
 
-    def learning_rates(self, step: int) -> tuple[float, float]:
-        """Constant over the first half, then linearly to zero."""
-        factor = min(1.0, 2 * (1 - step / self.num_steps))
-        return self.config.generator_lr * factor, self.config.discriminator_lr * factor
-
-    def sample(self, slices: SliceSource, rng: np.random.Generator) -> Batch:
-        """image [N, C, H, W] in [−1, 1], semantic [N, H, W], valid [N, H, W]."""
-        batch = slices.sample(self.batch_size, tuple(self.sean.meta.patch_size), rng)
-        return {"image": self._masked(self.sean.to_unit(batch.image), batch.valid),
-                "semantic": self.sean.meta.semantic.combine(batch.label, batch.layout),
-                "valid": batch.valid}
-
-    def generator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
-        real, one_hot = batch["image"], self.sean.meta.semantic.one_hot(batch["semantic"])
-        drawn = self.generator(real, batch["semantic"], one_hot, batch["valid"], self._draw_noise(real))
-        fake = self._masked(drawn, batch["valid"])
-        batch["fake"] = fake.detach()
-
-        with frozen(self.discriminator):
-            fake_features = self.discriminator(torch.cat([one_hot, fake], dim=1))
-            with torch.no_grad():
-                real_features = self.discriminator(torch.cat([one_hot, real], dim=1))
-        weighted = {
-            "adversarial": self.config.adversarial_weight * hinge_generator_loss(fake_features),
-            "feature_matching": self.config.feature_matching_weight * feature_matching_loss(real_features,
-                                                                                            fake_features),
-        }
-        if self.perceptual is not None:
-            weighted["perceptual"] = self.config.perceptual_weight * perceptual_loss(self.perceptual(real),
-                                                                                     self.perceptual(fake))
-        if self.l1_weight > 0:
-            weighted["l1"] = self.l1_weight * F.l1_loss(fake.float(), real)
-        return torch.stack(list(weighted.values())).sum(), {name: term.detach() for name, term in weighted.items()}
-
-    def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
-        one_hot = self.sean.meta.semantic.one_hot(batch["semantic"])
-        real_features = self.discriminator(torch.cat([one_hot, batch["image"]], dim=1))
-        fake_features = self.discriminator(torch.cat([one_hot, batch["fake"].to(one_hot.dtype)], dim=1))
-        loss = hinge_discriminator_loss(real_features, fake_features)
-        is_right = torch.stack([torch.stack([(real[-1] > 0).float().mean(), (fake[-1] < 0).float().mean()]).mean()
-                                for real, fake in zip(real_features, fake_features, strict=True)]).mean()
-        return loss, {"discriminator": loss.detach(), "discriminator_accuracy": is_right}
+    def draw(self, batch: Batch, one_hot: Tensor) -> Tensor:
+        return self.generator(batch["image"], batch["semantic"], one_hot, batch["valid"],
+                              self._draw_noise(batch["image"]))
 
     def _draw_noise(self, real: Tensor) -> Tensor | None:
         if not self.config.noise:
             return None
         return torch.randn(len(real), self.generator.decoder.noise_size(*real.shape[2:]), device=real.device)
-
-    @staticmethod
-    def _masked(image: Tensor, valid: Tensor) -> Tensor:
-        """What nobody annotated is the same in the real and in the drawn image, so no loss sees it."""
-        return image.masked_fill(~valid[:, None], -1)

@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.losses.adversarial import least_squares_discriminator_loss, least_squares_generator_loss
-from nnunet_synth.losses.reconstruction import perceptual_loss
+from nnunet_synth.losses.adversarial import LEAST_SQUARES
 from nnunet_synth.losses.trusted_segmentation import trusted_segmentation_loss
 from nnunet_synth.progress import progress
 from nnunet_synth.superpixels import WHITE, grid_shape, scaled_num_segments, slic
 from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource, Stage, SynthMeta, Terms
-from nnunet_synth.synthesizers.blocks import frozen, init_normal
+from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
+from nnunet_synth.synthesizers.conditional_stage import judge, reconstruction_terms, weighted_sum
 from nnunet_synth.synthesizers.edge_map import edge_map
-from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, masked
+from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
@@ -285,7 +285,8 @@ class UM2I(MaskConditioned):
 def _check_cluster(config: UM2IConfig, slices: Slices) -> None:
     if config.superpixels == "cached" and (slices.cluster is None or not slices.cluster.any()):
         raise UserError(f"case {slices.origin[0][0]} has no cached superpixels: run nnunet_synth layouts with "
-                        "--method superpixel --into cluster, or pretrain with --option superpixels=slic")
+                        "--method superpixel --into cluster and nnunet_synth preprocess, or pretrain with --option "
+                        "superpixels=slic")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -300,14 +301,13 @@ class SupervisedStage(Stage):
 
     def __init__(self, um2i: UM2I, discriminators: Discriminators, steps: tuple[int, int], total: int,
                  perceptual: nn.Module | None) -> None:
-        if any(size % um2i.divisor for size in um2i.meta.patch_size):
-            raise UserError(f"patch size {um2i.meta.patch_size} is no multiple of {um2i.divisor}: choose another")
+        um2i.check_patch_size()
         self.um2i, self.config = um2i, um2i.config
         self.first_step, self.num_steps, self.total = steps[0], steps[1] - steps[0], total
         self.batch_size = self.config.batch_size
         self.generator, self.discriminator = um2i.generator, discriminators
         self.perceptual = None if self.config.recon == "l1" else perceptual
-        self.has_l1 = self.config.recon != "vgg" or perceptual is None
+        self.l1_weight = self.config.l1_weight if self.config.recon != "vgg" or perceptual is None else 0.0
         self.label_values = um2i.label_values.cpu()
 
     def learning_rates(self, step: int) -> tuple[float, float]:
@@ -341,20 +341,12 @@ class SupervisedStage(Stage):
 
         with frozen(self.discriminator):
             judged = self.discriminator.image(torch.cat([condition, fake], dim=1))
-            weighted = {"adversarial": self.config.adversarial_weight * least_squares_generator_loss(judged),
-                        **self._reconstruction(real, fake)}
+            weighted = {"adversarial": self.config.adversarial_weight * LEAST_SQUARES.generator(judged),
+                        **reconstruction_terms(real, fake, self.perceptual, self.config.perceptual_weight,
+                                               self.l1_weight)}
             if logits is not None:
                 weighted |= self._segmentation(batch, logits)
-        return torch.stack(list(weighted.values())).sum(), {name: term.detach() for name, term in weighted.items()}
-
-    def _reconstruction(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        weighted = {}
-        if self.perceptual is not None:
-            weighted["perceptual"] = self.config.perceptual_weight * perceptual_loss(self.perceptual(real),
-                                                                                     self.perceptual(fake))
-        if self.has_l1:
-            weighted["l1"] = self.config.l1_weight * F.l1_loss(fake.float(), real)
-        return weighted
+        return weighted_sum(weighted)
 
     def _segmentation(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         """The labelled slices' part; they come first in the batch."""
@@ -363,7 +355,7 @@ class SupervisedStage(Stage):
         fake_label = label_map(logits[labelled], valid)
         batch["fake_label"] = fake_label.detach()
         judged = self.discriminator.label(torch.cat([batch["condition"][labelled], fake_label], dim=1))
-        return {"label_adversarial": self.config.label_adversarial_weight * least_squares_generator_loss(judged),
+        return {"label_adversarial": self.config.label_adversarial_weight * LEAST_SQUARES.generator(judged),
                 "segmentation": self.config.segmentation_weight * trusted_segmentation_loss(
                     logits[labelled], batch["label"], valid)}
 
@@ -371,13 +363,13 @@ class SupervisedStage(Stage):
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, Terms]:
         condition = batch["condition"]
-        loss, accuracy = _judge(self.discriminator.image, condition, batch["image"], batch["fake"])
+        loss, accuracy = judge(self.discriminator.image, condition, batch["image"], batch["fake"])
         terms = {"discriminator": loss.detach(), "discriminator_accuracy": accuracy}
         if self.discriminator.label is not None:
             labelled = slice(0, len(batch["label"]))
             one_hot = F.one_hot(batch["label"], len(self.um2i.label_values)).movedim(-1, 1).float()
             real = _background_outside(one_hot, batch["valid"][labelled])
-            of_labels, accuracy = _judge(self.discriminator.label, condition[labelled], real, batch["fake_label"])
+            of_labels, accuracy = judge(self.discriminator.label, condition[labelled], real, batch["fake_label"])
             terms |= {"label_discriminator": of_labels.detach(), "label_discriminator_accuracy": accuracy}
             loss = loss + of_labels
         return loss, terms
@@ -423,13 +415,3 @@ class SemiSupervisedStage(SupervisedStage):
         weight = self.config.segmentation_weight * self.config.unlabelled_weight
         return {**weighted, "pseudo_segmentation": weight * trusted_segmentation_loss(logits[first:], pseudo_label,
                                                                                       trusted)}
-
-
-def _judge(discriminator: MultiScaleDiscriminator, condition: Tensor, real: Tensor,
-           fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of one discriminator, and how often it is right: targets are 1 for real and 0 for drawn, ½ is between."""
-    of_real, of_fake = (discriminator(torch.cat([condition, judged.to(condition.dtype)], dim=1))
-                        for judged in (real, fake))
-    is_right = torch.stack([((x[-1] > 0.5).float().mean() + (y[-1] < 0.5).float().mean()) / 2
-                            for x, y in zip(of_real, of_fake, strict=True)]).mean()
-    return least_squares_discriminator_loss(of_real, of_fake), is_right

@@ -147,19 +147,25 @@ def by_hand(generator: Generator, content: Tensor, reference: Tensor) -> np.ndar
         return torch.from_numpy(np.stack([published.adain(*pair) for pair in zip(x.numpy(), features.numpy(),
                                                                                 strict=True)]))
 
+    def block(stage: torch.nn.Sequential, x: Tensor, level: int) -> Tensor:
+        """Convolution, norm, AdaIN where it is in every block, activation."""
+        x = stage[-2](stage[-3](stage[0](x) if len(stage) == 4 else x))
+        return F.relu(adapted(x, level) if generator.in_every_block else x)
+
     with torch.no_grad():
-        levels = [trunk.stem(reference)]
-        for stage in trunk.down:
-            levels.append(stage(levels[-1]))
+        levels, x = [], reference
+        for stage in (trunk.stem, *trunk.down):
+            x = stage[-2](stage[-3](stage[0](x) if len(stage) == 4 else x))
+            levels.append(x if generator.in_every_block else F.relu(x))
+            x = F.relu(x)
         x = content
         for level, stage in enumerate([trunk.stem, *trunk.down]):
-            x = stage(x)
-            x = adapted(x, level) if generator.in_every_block else x
+            x = block(stage, x, level)
         x = trunk.blocks(x)
         for number, stage in enumerate(trunk.up):
             level = len(trunk.up) - number
-            x = stage(x) if generator.in_every_block else stage(adapted(x, level))
-            x = adapted(x, level - 1) if generator.in_every_block else x
+            x = x if generator.in_every_block else adapted(x, level)
+            x = block(stage, x, level - 1)
         return torch.tanh(generator.to_image(x)).numpy()
 
 

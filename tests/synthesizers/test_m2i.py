@@ -53,7 +53,8 @@ def test_the_generators_loss_is_what_the_paper_names():
     _, stage, batch = make_stage(features)
     loss, terms = stage.generator_loss(batch)
     assert set(terms) == {"adversarial", "perceptual"}
-    judged = stage.discriminator(torch.cat([stage.m2i.meta.semantic.one_hot(batch["semantic"]), batch["fake"]], 1))
+    one_hot = stage.synthesizer.meta.semantic.one_hot(batch["semantic"])
+    judged = stage.discriminator(torch.cat([one_hot, batch["fake"]], 1))
     adversarial = np.mean([((layers[-1] - 1) ** 2).mean().item() for layers in judged])
     difference = F.l1_loss(batch["fake"], batch["image"]).item()
     perceptual = 10 * (0.25 * difference + 1.0 * 2 * difference)        # the deepest taps' weights are 1/4 and 1
@@ -72,7 +73,7 @@ def test_the_discriminator_sees_the_label_and_the_drawn_image_is_compared_with_i
     _, stage, batch = make_stage()
     stage.generator_loss(batch)
     loss, terms = stage.discriminator_loss(batch)
-    one_hot = stage.m2i.meta.semantic.one_hot(batch["semantic"])
+    one_hot = stage.synthesizer.meta.semantic.one_hot(batch["semantic"])
     expected = []
     for real, fake in zip(stage.discriminator(torch.cat([one_hot, batch["image"]], 1)),
                           stage.discriminator(torch.cat([one_hot, batch["fake"]], 1)), strict=True):
