@@ -11,14 +11,17 @@
   --method superpixel  for any organ and modality, without labels: every slice is cut into superpixels, and the classes
                        are their levels of gray (UM2I's unsupervised masks). CT is windowed to -1500 to 100 HU, other
                        images between their percentiles 0.05 and 99.95.
+  --method cs2         the clusters that CS2 draws from, windowed in the same way: for each slice a small network is
+                       trained to agree with itself on superpixels until four clusters are left. Half a minute of a CPU
+                       core a slice, so give --device cuda or --jobs.
 
 Writes layoutsTr/ and layoutsUl/ (0 none, 1 left lung, 2 right lung; of superpixels, 1 is the darkest level), declares
 them in dataset.json, and lists in layouts_report.json how many litres each lung of each case has. Cases that have a
 layout are kept and measured again, so an interrupted run goes on where it stopped. Correct a layout with any editor, or
 replace it by a better one of the same shape.
 
-With --into cluster, superpixels go to clustersTr/ and clustersUl/ instead, and layouts stay what they are: there the
-synthesizers look that draw from unsupervised masks and were told not to make their own.
+With --into cluster, superpixels go to clustersTr/ and clustersUl/, as CS2's clusters do, and layouts stay what they
+are: there the synthesizers look that draw from unsupervised masks and do not make their own.
 
 Which lung is the left one follows from the image's geometry. A case is flagged, never changed, where the anatomy
 contradicts it (heart on the right, spine in front) and where the volume is implausible.
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 HELP = "find left and right lung of every case"
 EXAMPLE = "nnunet_synth layouts 520 --method threshold --jobs 4"
-METHODS = ("threshold", "lungmask", "labels", "superpixel")
+METHODS = ("threshold", "lungmask", "labels", "superpixel", "cs2")
 _MAX_FLAGGED = 20
 
 
@@ -64,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="--method lungmask: R231 (default), R231CovidWeb, LTRCLobes or LTRCLobes_R231, of which "
                              "the lobes are merged")
     parser.add_argument("--weights", metavar="FILE", help="--method lungmask: a file of weights instead of --model")
-    parser.add_argument("--device", help="--method lungmask: cpu, cuda or cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--device", help="--method lungmask, cs2: cpu, cuda or cuda:1 (default: cuda where there is "
+                                         "one)")
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="--method lungmask: slices at a time (default: 20; 1 on the CPU)")
     parser.add_argument("--segmentation", metavar="NAME",
@@ -114,7 +118,8 @@ def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int =
         raise UserError("name the DATASET, by id or full name")
 
     if images is not None and method not in ("threshold", "lungmask"):
-        raise UserError(f"--images has no {method}s: use --method threshold or lungmask")
+        what = "clusters" if method == "cs2" else f"{method}s"
+        raise UserError(f"--images has no {what}: use --method threshold or lungmask")
 
     from nnunet_synth.data import find_layouts
     raw_folder = None if dataset is None else _raw_folder(dataset)
@@ -129,6 +134,12 @@ def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int =
         into = into or "layout"
         reports = write_superpixels(raw_folder, superpixels, into, jobs, overwrite)
         done = f"{into}s written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
+    elif method == "cs2":
+        from nnunet_synth.commands.pretrain import find_device
+        from nnunet_synth.data.cluster_network import ClusterSettings
+        from nnunet_synth.data.cs2_clusters import write_cs2_clusters
+        reports = write_cs2_clusters(raw_folder, ClusterSettings(), find_device(device), jobs, overwrite)
+        done = f"clusters written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
     else:
         reports = find_layouts.write_layouts(raw_folder, method, jobs, overwrite, orientation,
                                              layout_labels or ["left_lung", "right_lung"], inside, network)
@@ -144,7 +155,7 @@ def _network(method: str, model: str | None, weights: str | Path | None, device:
         from nnunet_synth.commands.pretrain import find_device
         from nnunet_synth.data.lung_network import prepare_network
         return prepare_network(model, weights, find_device(device), batch_size)
-    if (model, weights, device, batch_size) != (None,) * 4:
+    if (model, weights, batch_size) != (None,) * 3 or (device is not None and method != "cs2"):
         raise UserError("--model, --weights, --device and --batch-size are options of --method lungmask")
     return None
 

@@ -78,7 +78,7 @@ def find_clusters(image: Tensor, settings: ClusterSettings = ClusterSettings(), 
         with torch.random.fork_rng([image.device] if image.device.type == "cuda" else []):
             torch.manual_seed(seed)
             network = ClusterNetwork(len(image), settings.num_classes, settings.width).to(image.device)
-    reduced = _resized(image, *_size_within(*image.shape[1:], settings.max_side), mode="area")
+    reduced = resized(image, *_size_within(*image.shape[1:], settings.max_side), mode="area")
     with torch.enable_grad():
         refined = _agree(network.train(), reduced[None], superpixels, settings)
     return _by_intensity(refined, image[0])
@@ -89,7 +89,7 @@ def _size_within(height: int, width: int, max_side: int) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _resized(maps: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
+def resized(maps: Tensor, height: int, width: int, mode: str = "nearest") -> Tensor:
     """[C, H, W] → [C, height, width] float32."""
     maps = maps.float()
     return maps if maps.shape[1:] == (height, width) else F.interpolate(maps[None], (height, width), mode=mode)[0]
@@ -100,14 +100,14 @@ def _agree(network: nn.Module, image: Tensor, superpixels: Tensor, settings: Clu
     optimizer = None
     for iteration in range(1, settings.max_iterations + 1):
         output = network(image)
-        labels = _resized(output.argmax(1), *superpixels.shape)[0].long()
+        labels = resized(output.argmax(1), *superpixels.shape)[0].long()
         refined = refine(labels, superpixels, output.shape[1])
         if len(torch.unique(refined)) <= settings.max_clusters or iteration == settings.max_iterations:
             return refined
         if optimizer is None:
             optimizer = torch.optim.SGD(network.parameters(), settings.learning_rate, settings.momentum)
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(output, _resized(refined[None], *output.shape[2:]).long()).backward()
+        F.cross_entropy(output, resized(refined[None], *output.shape[2:]).long()).backward()
         optimizer.step()
     raise AssertionError("at least one iteration")
 

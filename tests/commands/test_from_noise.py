@@ -135,9 +135,8 @@ def test_both_at_once_are_refused(experiment):
 
 
 def test_montages_need_layouts(experiment):
-    pretrain._prepare_layouts(experiment)
-    for path in experiment.layouts_folder.glob("*.b2nd"):
-        path.unlink()
+    description = experiment.raw_folder / "dataset.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "nnunet_synth": {}}))
     refused("has no layout.*nnunet_synth layouts", pretrain, "--mask-source", "v2m", "--preset", "tiny", "--montage",
             "2x2")
 
