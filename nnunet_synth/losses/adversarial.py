@@ -47,6 +47,17 @@ def least_squares_discriminator_loss(real: Features, fake: Features) -> Tensor:
                         for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()
 
 
+def cross_entropy_generator_loss(fake: Features) -> Tensor:
+    """−E log σ(D(G(·))), the generator's side of the first GANs (Goodfellow et al. 2014, non-saturating; pix2pix)."""
+    return torch.stack([F.softplus(-layers[-1].float()).mean() for layers in fake]).mean()
+
+
+def cross_entropy_discriminator_loss(real: Features, fake: Features) -> Tensor:
+    """−½ E log σ(D(x)) − ½ E log(1 − σ(D(G(·)))), the discriminator's side (pix2pix halves it; CoSinGAN Eq. 5)."""
+    return torch.stack([F.softplus(-real_layers[-1].float()).mean() / 2 + F.softplus(fake_layers[-1].float()).mean() / 2
+                        for real_layers, fake_layers in zip(real, fake, strict=True)]).mean()
+
+
 @dataclass(frozen=True)
 class AdversarialLoss:
     """The two sides of one game.
@@ -71,3 +82,4 @@ class AdversarialLoss:
 
 HINGE = AdversarialLoss(hinge_generator_loss, hinge_discriminator_loss, 0.0)
 LEAST_SQUARES = AdversarialLoss(least_squares_generator_loss, least_squares_discriminator_loss, 0.5)
+CROSS_ENTROPY = AdversarialLoss(cross_entropy_generator_loss, cross_entropy_discriminator_loss, 0.0)

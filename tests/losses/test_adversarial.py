@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from nnunet_synth.losses.adversarial import (
+    CROSS_ENTROPY,
     feature_matching_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
@@ -57,3 +60,16 @@ def test_feature_matching_gives_no_gradient_to_the_real_features() -> None:
 def test_scales_that_do_not_pair_are_an_error() -> None:
     with pytest.raises(ValueError):
         hinge_discriminator_loss(scales([1.0], [1.0]), scales([1.0]))
+
+
+def test_cross_entropy_asks_for_the_probability_of_the_truth() -> None:
+    def probability(logit: float) -> float:
+        return 1 / (1 + math.exp(-logit))
+
+    generator = CROSS_ENTROPY.generator(scales([0.0, 2.0], [-1.0]))
+    assert generator.item() == pytest.approx(
+        (-(math.log(0.5) + math.log(probability(2))) / 2 - math.log(probability(-1))) / 2)
+    discriminator = CROSS_ENTROPY.discriminator(scales([0.0, 3.0]), scales([1.0]))
+    assert discriminator.item() == pytest.approx(
+        -(math.log(0.5) + math.log(probability(3))) / 2 / 2 - math.log(1 - probability(1)) / 2)
+    assert CROSS_ENTROPY.accuracy(scales([0.1, -0.1]), scales([-2.0])).item() == pytest.approx(0.75)
