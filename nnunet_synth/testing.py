@@ -83,6 +83,7 @@ class _Subject:
 
     def train_a_step(self) -> None:
         """Forward and backward of every stage: losses are finite, gradients reach what is trained and nothing else."""
+        self.synthesizer.prepare_training(self.slices)
         stages = self.synthesizer.stages(steps=20)
         assert stages, "stages() returned no stage"
         for number, stage in enumerate(stages):

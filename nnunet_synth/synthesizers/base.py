@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_synth.errors import UserError
+from nnunet_synth.mixed_precision import autocast
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 FORMAT_VERSION = 1
@@ -229,6 +230,10 @@ class Trainable(nn.Module, ABC):
         if any(size % self.divisor for size in self.meta.patch_size):
             raise UserError(f"patch size {self.meta.patch_size} is no multiple of {self.divisor}: choose another")
 
+    def prepare_training(self, slices: SliceSource) -> None:
+        """Called before a training, with what its stages will sample from: to choose from it once, or to refuse it.
+        Doing it again changes nothing. Raises UserError."""
+
     @abstractmethod
     def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
         """The stages of its training, in order. `steps` overrides the preset's total number of steps;
@@ -279,8 +284,14 @@ class Synthesizer(Trainable):
         super().__init__(meta, config)
         self.style = StyleOptions()
         self.label_source = "pseudo"    # or "head": what `SynthResult.label` is, where there is a label head
+        self.variant: int | None = None     # which of its `num_variants` networks draws; None = `begin_step` chooses
 
     # -- what a subclass provides ------------------------------------------------------------------------------------
+
+    @property
+    def num_variants(self) -> int:
+        """How many networks it has to choose from, one for each mini-batch."""
+        return 1
 
     @property
     def needs(self) -> frozenset[str]:
@@ -351,9 +362,8 @@ class Synthesizer(Trainable):
 
     def _synthesize_chunk(self, request: SynthRequest) -> tuple[Tensor, Tensor, Tensor]:
         prepared = self._prepare(request)
-        device_type = request.label.device.type
         height, width = request.label.shape[1:]
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
+        with autocast(request.label.device, torch.bfloat16):
             if self.label_source == "head":
                 drawn, seen = self._decode_with_label(prepared)
                 label = torch.where(prepared.valid, seen, prepared.label)[:, :height, :width].contiguous()
@@ -426,6 +436,7 @@ class Stage(ABC):
     num_steps: int
     batch_size: int
     betas: tuple[float, float] = (0.0, 0.9)
+    kept_shares: tuple[float, ...] = ()     # of its steps, after which the model stays on disk beside the final one
 
     @abstractmethod
     def learning_rates(self, step: int) -> tuple[float, float]:
