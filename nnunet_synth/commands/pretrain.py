@@ -319,7 +319,8 @@ def _remove(folder: Path) -> None:
     """Only what a synthesizer's training writes."""
     for name in ("model.safetensors", "meta.json", "train_state.pt", "log.jsonl", "progress.png"):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "samples", ignore_errors=True)
+    for name in ("samples", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _json_number(value: float) -> float | None:

@@ -1,5 +1,6 @@
 """A synthesizer on disk: a folder with `model.safetensors`, `meta.json` and, for resuming only, `train_state.pt`. Mask
-sources lie on it in the same way.
+sources lie on it in the same way. Methods that choose among several models of one training keep the earlier ones in
+`checkpoints/step_001250/`, …, each like the folder itself.
 
 Nothing is unpickled: weights are safetensors, facts are JSON, and the train state is read with `weights_only=True`.
 Every file is written beside its target and renamed, so an interrupted write leaves the previous checkpoint.
@@ -27,6 +28,8 @@ from nnunet_synth.synthesizers.semantic import SemanticClasses
 WEIGHTS_FILE = "model.safetensors"
 META_FILE = "meta.json"
 TRAIN_STATE_FILE = "train_state.pt"
+KEPT_FOLDER = "checkpoints"         # earlier models, for methods that choose among them
+FINAL = "final"                     # what the model in the folder itself is called
 
 # What a pickle, or the zip file that torch.save makes of one, begins with.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -49,6 +52,18 @@ def save_synthesizer(synthesizer: Trainable, folder: str | Path) -> None:
 
 def save_meta(meta: SynthMeta, folder: str | Path) -> None:
     write_json(meta.to_json(), Path(folder) / META_FILE)
+
+
+def kept_checkpoint(folder: str | Path, steps: int) -> Path:
+    """The folder of the model after so many steps."""
+    return Path(folder) / KEPT_FOLDER / f"step_{steps:06d}"
+
+
+def list_checkpoints(folder: str | Path) -> dict[str, Path]:
+    """Name → folder of every model of a synthesizer: those that were kept (step_001250, …), and at last `final`."""
+    kept = sorted(path.parent for path in (Path(folder) / KEPT_FOLDER).glob(f"step_*/{META_FILE}"))
+    final = {FINAL: Path(folder)} if (Path(folder) / META_FILE).is_file() else {}
+    return {**{path.name: path for path in kept}, **final}
 
 
 def save_train_state(state: dict[str, Any], folder: str | Path) -> None:
@@ -188,7 +203,7 @@ def check_synthesizer_fits(meta: SynthMeta, *, semantic: SemanticClasses, channe
     if list(meta.montage) != list(montage):
         warnings.append(f"{name} was trained on {_representation(meta.montage)} and is to draw "
                         f"{_representation(montage)}")
-    if not meta.metrics.get("finished", False):
+    if not (meta.metrics.get("finished") or meta.metrics.get("kept")):
         warnings.append(f"{name} is not trained to its end (step {meta.steps}): {pretrain_command} --c")
     return warnings
 

@@ -26,9 +26,15 @@ from torch import Tensor, nn
 
 from nnunet_synth.atomic import write_text
 from nnunet_synth.errors import UserError
+from nnunet_synth.mixed_precision import autocast
 from nnunet_synth.progress import progress
 from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta, Trainable
-from nnunet_synth.synthesizers.checkpoint import load_train_state, save_synthesizer, save_train_state
+from nnunet_synth.synthesizers.checkpoint import (
+    kept_checkpoint,
+    load_train_state,
+    save_synthesizer,
+    save_train_state,
+)
 from nnunet_synth.synthesizers.ema import ExponentialMovingAverage, reestimate_batch_norm
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_curves, write_gallery
 
@@ -53,7 +59,8 @@ def pretrain(synthesizer: Trainable, slices: SliceSource, folder: str | Path, *,
     Args:
         synthesizer: untrained; trained in place.
         slices: where the stages sample from.
-        folder: gets `model.safetensors`, `meta.json`, `train_state.pt`, `log.jsonl`, `progress.png`, `samples/`.
+        folder: gets `model.safetensors`, `meta.json`, `train_state.pt`, `log.jsonl`, `progress.png`, `samples/`, and
+            `checkpoints/` of stages that keep earlier models.
         steps: number of generator steps over all stages, None = the preset's.
         batch_size: of every stage, None = the preset's.
         resume: continue from `train_state.pt`.
@@ -70,6 +77,7 @@ def pretrain(synthesizer: Trainable, slices: SliceSource, folder: str | Path, *,
         KeyboardInterrupt: after SIGINT or SIGTERM, once the step is done and a checkpoint is written.
     """
     folder, device = Path(folder), torch.device(device)
+    synthesizer.prepare_training(slices)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     synthesizer.to(device)
     if perceptual is not None:
@@ -111,6 +119,9 @@ def pretrain(synthesizer: Trainable, slices: SliceSource, folder: str | Path, *,
                         name = f"step_{_steps_before(stages, index) + step:06d}.png"
                         (gallery or draw_gallery)(synthesizer, conditions, folder / "samples" / name, seed)
                     log.draw()
+                if step in run.kept_steps:
+                    with run.averaged(step):
+                        _keep_model(synthesizer, _steps_before(stages, index) + step, folder)
                 if (step % checkpoint_every == 0 or interrupted.is_set()) and not is_last:
                     snapshot(step)
                 if interrupted.is_set() and not is_last:
@@ -143,6 +154,8 @@ class _StageRun:
             stage.discriminator.to(device)
             self.discriminator_optimizer = self._optimizer(stage.discriminator)
         self.ema = ExponentialMovingAverage(stage.generator)
+        # After the last step the model stays on disk anyway.
+        self.kept_steps = {round(share * stage.num_steps) for share in stage.kept_shares} - {stage.num_steps}
         self.skipped = 0                # steps skipped since the stage began, and in a row
         self.skipped_in_a_row = 0
 
@@ -217,7 +230,7 @@ class _StageRun:
 
     def _autocast(self) -> AbstractContextManager:
         # bf16, not fp16: GANs with batch or instance norm overflow fp16. On the CPU it would only be slower.
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        return autocast(self.device, torch.bfloat16)
 
     def _train_mode(self) -> None:
         """What this stage trains is in train mode; all else of the synthesizer is frozen and in eval mode."""
@@ -378,6 +391,14 @@ def _entries_until(path: Path, stages: list[str], step: int) -> list[dict[str, A
 def _save_model(synthesizer: Trainable, steps_done: int, folder: Path) -> None:
     synthesizer.meta = replace(synthesizer.meta, steps=steps_done)
     save_synthesizer(synthesizer, folder)
+
+
+def _keep_model(synthesizer: Trainable, steps_done: int, folder: Path) -> None:
+    """Beside the checkpoint that the next one replaces."""
+    meta = synthesizer.meta
+    synthesizer.meta = replace(meta, steps=steps_done).with_metrics(kept=True)
+    save_synthesizer(synthesizer, kept_checkpoint(folder, steps_done))
+    synthesizer.meta = meta
 
 
 def _steps_before(stages: list[Stage], index: int) -> int:

@@ -80,6 +80,34 @@ def test_pictures_and_checkpoints_on_the_way_change_nothing(tmp_path):
     assert equal_weights(often, never)
 
 
+def keeping(shares, seed=0):
+    """A toy whose first stage keeps models."""
+    return with_stages(build_toy(seed), lambda stages: setattr(stages[0], "kept_shares", shares))
+
+
+def test_kept_models_stay_beside_the_final_one(tmp_path):
+    whole = pretrain(keeping((0.4, 1.0)), ToySlices(), tmp_path / "whole", steps=10)
+    assert list(checkpoint.list_checkpoints(tmp_path / "whole")) == ["step_000002", "final"]
+    assert equal_weights(whole, pretrain(build_toy(), ToySlices(), tmp_path / "none", steps=10))
+    assert list(checkpoint.list_checkpoints(tmp_path / "none")) == ["final"]
+
+    # It is the averaged model of that step, as a checkpoint of then holds it.
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(interrupted_after(keeping((0.4,)), 2), ToySlices(), tmp_path / "cut", steps=10)
+    kept = checkpoint.kept_checkpoint(tmp_path / "whole", 2)
+    then = tmp_path / "cut" / "model.safetensors"
+    assert (kept / "model.safetensors").read_bytes() == then.read_bytes()
+    meta = checkpoint.load_meta(kept)
+    assert meta.steps == 2 and meta.metrics == {"kept": True} and "kept" not in whole.meta.metrics
+
+    # A run that is resumed before a model was due keeps the same one.
+    resumed = pretrain(keeping((0.8,), seed=99), ToySlices(), tmp_path / "cut", steps=10, resume=True)
+    assert equal_weights(whole, resumed)
+    pretrain(keeping((0.8,)), ToySlices(), tmp_path / "later", steps=10)
+    assert (tmp_path / "cut" / "checkpoints" / "step_000004" / "model.safetensors").read_bytes() == \
+        (tmp_path / "later" / "checkpoints" / "step_000004" / "model.safetensors").read_bytes()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Resume
 
