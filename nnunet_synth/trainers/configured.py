@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.splits import check_split, find_split, load_splits
 from nnunet_synth.data.unlabelled import preprocess_pool
 from nnunet_synth.errors import UserError
+from nnunet_synth.mixed_precision import LossInFloat32, autocast, is_wanted_on_cpu
 from nnunet_synth.trainers.checkpoint import (
     OUR_KEY,
     SCHEMA,
@@ -342,8 +343,8 @@ class ConfiguredTrainer(nnUNetTrainer):
         # A function of seed, rank and epoch: a run that is resumed here draws the same.
         self.augmentation_generator.manual_seed(int(self._seed_sequence(1).generate_state(1, np.uint64)[0]))
 
-    def autocast(self) -> Any:
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.device)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -354,6 +355,10 @@ class ConfiguredTrainer(nnUNetTrainer):
             for logger in self.logger.loggers:
                 for key, value in means.items():
                     logger.log(f"nnunet_synth/{key}", value, self.current_epoch)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        return LossInFloat32(loss) if self.device.type == "cpu" and is_wanted_on_cpu() else loss
 
     def validation_step(self, batch: dict) -> dict:
         image, layout, _, _ = split_channels(batch["data"])
