@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metadata", type=Path, metavar="FILE",
                         help="CSV with id, sex and age of the real cases (default: metadata.csv in REAL's dataset)")
     parser.add_argument("--classifier", default="inception_v3",
-                        help="network trained on the spot: inception_v3 or resnet18 (default: %(default)s)")
+                        help="network trained on the spot: inception_v3, resnet18 or googlenet (default: %(default)s)")
     parser.add_argument("--classifier-steps", type=int, default=300, help="of its training (default: %(default)s)")
     parser.add_argument("--classifier-resolution", type=int, default=256, metavar="PIXELS",
                         help="of its training images; the paper's is 1024 (default: %(default)s)")

@@ -3,7 +3,7 @@ synthetic). Their features know what is particular to these images, which those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,24 +29,24 @@ MAX_NOISE = 0.03            # of the intensity window
 class ClassifierOptions:
     """
     Attributes:
-        network: one of NETWORKS; the paper's is Inception v3.
+        network: one of NETWORKS; UM2I's is Inception v3, LcGAN's GoogLeNet.
         steps: of training.
         batch_size: images a step, every class equally often.
-        resolution: pixels a side during training; the paper's is 1024.
+        resolution: pixels a side during training (UM2I's is 1024); None = the images stay as they are.
         seed: of weights, batches and augmentation.
     """
 
     network: str = "inception_v3"
     steps: int = 300
     batch_size: int = 16
-    resolution: int = 256
+    resolution: int | None = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise UserError(f"--classifier {self.network} is unknown; known: {', '.join(NETWORKS)}")
         smallest = NETWORKS[self.network][1]
-        if self.resolution < smallest:
+        if self.resolution is not None and self.resolution < smallest:
             raise UserError(f"--classifier-resolution {self.resolution}: {self.network} needs {smallest} or more")
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size)):
             if number < 1:
@@ -82,10 +82,7 @@ class TrainedClassifier:
 
 def train_classifier(name: str, task: str, examples: Sequence[Example], classes: Sequence[str], window: Window,
                      options: ClassifierOptions, device: str = "cpu") -> TrainedClassifier:
-    """Train a network, without any weights to start from, to name the class of an image.
-
-    Adam with a cosine decay; crops, shifts, rotation and noise as in the paper (its amounts are not given). The global
-    random numbers are left alone.
+    """Train a network to name the class of an image, by `fit`, and see how well it does on cases held out.
 
     Args:
         name: of the extractor.
@@ -96,18 +93,41 @@ def train_classifier(name: str, task: str, examples: Sequence[Example], classes:
     """
     rng = np.random.default_rng([options.seed, len(classes)])
     training, held_out = _split(examples, rng)
-    num_channels = examples[0].images.shape[0]
+    network, losses = fit(task, training, len(classes), window, options, device, rng)
+    accuracy = _accuracy(network, held_out, len(classes), window, options.resolution, device)
+    description = f"{options.network} trained on {task} ({', '.join(classes)}), {options.steps} steps at " \
+                  f"{options.resolution}²"
+    network.fc = nn.Identity()          # what is left are the averaged maps that the last layer saw
+    extractor = Extractor(name, description, network, lambda images: _centred(images, window))
+    return TrainedClassifier(extractor, list(classes), accuracy, losses)
+
+
+def fit(task: str, training: Sequence[Example], num_classes: int, window: Window, options: ClassifierOptions,
+        device: str, rng: np.random.Generator,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None) -> tuple[nn.Module, list[float]]:
+    """Train a network without any weights to start from; returns it in eval mode, frozen, and the loss of every step.
+
+    Adam with a cosine decay. The global random numbers are left alone.
+
+    Args:
+        rng: draws the batches.
+        augment: changes a batch; by default crops, shifts, rotation and noise as UM2I says (its amounts are not given).
+
+    Raises:
+        UserError: a loss that is not finite.
+    """
+    num_channels = training[0].images.shape[0]
     accelerators = [torch.device(device)] if torch.device(device).type == "cuda" else []
     losses = []
     with torch.random.fork_rng(accelerators):       # weights and dropout
         torch.manual_seed(options.seed)
-        network = NETWORKS[options.network][0](num_channels, len(classes)).train().to(device)
+        network = make_network(options.network, num_channels, num_classes).train().to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         generator = torch.Generator(device).manual_seed(options.seed)
         for _ in progress(range(options.steps), f"training {task}"):
             batch = _balanced(training, options.batch_size, rng)
-            images = _augment(_load(batch, window, options.resolution, device), generator)
+            images = (augment or _augment)(_load(batch, window, options.resolution, device), generator)
             target = torch.tensor([example.target for example in batch], device=device)
             loss = F.cross_entropy(network(images), target)
             if not torch.isfinite(loss):
@@ -117,13 +137,7 @@ def train_classifier(name: str, task: str, examples: Sequence[Example], classes:
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-    network.eval().requires_grad_(False)
-    accuracy = _accuracy(network, held_out, len(classes), window, options.resolution, device)
-    description = f"{options.network} trained on {task} ({', '.join(classes)}), {options.steps} steps at " \
-                  f"{options.resolution}²"
-    network.fc = nn.Identity()          # what is left are the averaged maps that the last layer saw
-    extractor = Extractor(name, description, network, lambda images: _centred(images, window))
-    return TrainedClassifier(extractor, list(classes), accuracy, losses)
+    return network.eval().requires_grad_(False), losses
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,7 +159,21 @@ def _resnet18(num_channels: int, num_classes: int) -> nn.Module:
     return network
 
 
-NETWORKS = {"inception_v3": (_inception_v3, 75), "resnet18": (_resnet18, 32)}        # and the smallest image each takes
+def _googlenet(num_channels: int, num_classes: int) -> nn.Module:
+    from torchvision.models import googlenet
+    network = googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=False,
+                        num_classes=num_classes)
+    network.conv1.conv = nn.Conv2d(num_channels, 64, 7, stride=2, padding=3, bias=False)
+    return network
+
+
+# And the smallest image that each takes.
+NETWORKS = {"inception_v3": (_inception_v3, 75), "resnet18": (_resnet18, 32), "googlenet": (_googlenet, 32)}
+
+
+def make_network(name: str, num_channels: int, num_classes: int) -> nn.Module:
+    """One of NETWORKS: images [N, C, H, W] in [-1, 1] → logits [N, K], with random weights."""
+    return NETWORKS[name][0](num_channels, num_classes)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -156,10 +184,11 @@ def _centred(images: Tensor, window: Window) -> Tensor:
     return window.to_unit(images) * 2 - 1
 
 
-def _load(examples: Sequence[Example], window: Window, resolution: int, device: str) -> Tensor:
-    """[N, C, resolution, resolution] in [-1, 1]."""
+def _load(examples: Sequence[Example], window: Window, resolution: int | None, device: str) -> Tensor:
+    """[N, C, resolution, resolution], or the size that they have, in [-1, 1]."""
     images = np.stack([example.images.images[example.index] for example in examples])
-    return resize_batch(_centred(torch.from_numpy(images).to(device), window), resolution)
+    centred = _centred(torch.from_numpy(images).to(device), window)
+    return centred if resolution is None else resize_batch(centred, resolution)
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
