@@ -110,11 +110,13 @@ class _Subject:
                        if id(parameter) not in trained), f"{where}: gradients reach frozen parameters"
             self.synthesizer.zero_grad(set_to_none=True)
             if stage.discriminator is not None:
+                stage.discriminator.requires_grad_(True)
                 loss, terms = stage.discriminator_loss(batch)
                 _check_loss(loss, terms, f"{where}: discriminator_loss")
                 loss.backward()
                 assert all(parameter.grad is None for parameter in stage.generator.parameters()), \
                     f"{where}: discriminator_loss sends gradients into the generator"
+                self.synthesizer.zero_grad(set_to_none=True)        # stages may share a discriminator
             rates = stage.learning_rates(0)
             assert len(rates) == 2 and all(np.isfinite(rates)), f"{where}: learning_rates must return two numbers"
             stage.generator.requires_grad_(False).eval()
