@@ -12,6 +12,7 @@ sentence that names it.
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -70,7 +71,8 @@ class _Subject:
     def build(cls, synthesizer_class: type[Synthesizer], preset: str, size: int, num_channels: int,
               options: dict[str, Any]) -> _Subject:
         config = make_config(synthesizer_class, preset, options)
-        meta = contract_meta(synthesizer_class.name, asdict(config), num_channels, size)
+        in_json = json.loads(json.dumps(asdict(config)))        # which knows no tuples
+        meta = contract_meta(synthesizer_class.name, in_json, num_channels, size)
         divisor = synthesizer_class.build(meta, config).divisor
         size = -(-size // divisor) * divisor
         meta = replace(meta, divisor=divisor, patch_size=[size, size])

@@ -30,15 +30,17 @@ class UNetGenerator(nn.Module):
         norm: "instance" or "batch".
         dropout: p in the first three layers of the decoder (never in the last one). In train mode it is always on; in
             eval mode only where `forward` is given a generator to draw from, which is how pix2pix makes its noise.
+        drops_in_training: False = only where a generator is given.
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int = 64, num_down: int = 8,
-                 norm: str = "batch", dropout: float = 0.0, max_width_factor: int = 8) -> None:
+                 norm: str = "batch", dropout: float = 0.0, max_width_factor: int = 8,
+                 drops_in_training: bool = True) -> None:
         super().__init__()
         assert num_down >= 2, "a U-Net has at least two levels"
         widths = [width * min(2 ** level, max_width_factor) for level in range(num_down)]
         self.divisor = 2 ** num_down
-        self.dropout = dropout
+        self.dropout, self.drops_in_training = dropout, drops_in_training
         self.down = nn.ModuleList([nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1)])
         for level, (before, after) in enumerate(pairwise(widths), start=1):
             has_norm = level < num_down - 1
@@ -66,9 +68,7 @@ class UNetGenerator(nn.Module):
         return self.to_image(F.relu(x))
 
     def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        if self.dropout == 0 or (generator is None and not self.training):
-            return x
-        if self.training:
-            return F.dropout(x, self.dropout)
-        kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
-        return x * kept / (1 - self.dropout)
+        if generator is not None and self.dropout > 0:
+            kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
+            return x * kept / (1 - self.dropout)
+        return F.dropout(x, self.dropout, self.training and self.drops_in_training)

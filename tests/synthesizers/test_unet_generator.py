@@ -67,6 +67,13 @@ def test_dropout_is_in_the_first_three_decoder_layers_and_only_on_demand():
     assert float((outputs[4][:, :outputs[4].shape[1] // 2] == 0).float().mean()) < 0.6
 
 
+def test_dropout_in_training_can_be_left_out():
+    x = torch.randn(1, 1, 32, 32)
+    for drops in (True, False):
+        network = UNetGenerator(1, 1, width=4, num_down=4, norm="instance", dropout=0.5, drops_in_training=drops)
+        assert torch.equal(network(x), network(x)) is not drops
+
+
 def test_a_bottleneck_of_one_pixel_trains():
     """Instance norm refuses maps of one pixel in train mode: the bottleneck has none."""
     network = UNetGenerator(1, 1, width=4, num_down=4, norm="instance").train()
