@@ -71,9 +71,9 @@ class ConditionalStage(Stage):
                     of_real = self.discriminator(torch.cat([one_hot, real], dim=1))
                 weighted["feature_matching"] = self.config.feature_matching_weight * feature_matching_loss(of_real,
                                                                                                            of_fake)
-        return weighted_sum({**weighted, **self.reconstruction(real, fake)})
+        return weighted_sum({**weighted, **self.reconstruction(real, fake, batch)})
 
-    def reconstruction(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def reconstruction(self, real: Tensor, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms that compare what was drawn with the image itself."""
         return reconstruction_terms(real, fake, self.perceptual, self.config.perceptual_weight, self.l1_weight)
 
