@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 HELP = "train a synthesizer on the labelled training cases of a fold"
 EXAMPLE = "nnunet_synth pretrain 501 2d 0 --synthesizer sean --device cuda"
 
-MAX_PATCH = 256     # side of a synthesizer's training crops by default; it draws any size
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="id or name of the dataset")
@@ -51,11 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "default)")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", dest="options",
                         help="change one hyper-parameter of the preset, e.g. ngf=16; may be repeated")
+    parser.add_argument("--slices", nargs="+", default=None, metavar="CASE:INDEX", dest="chosen_slices",
+                        help="for cosingan: the slice of each model, or auto = those with the largest lesions "
+                             "(the default)")
+    parser.add_argument("--max-scale", type=int, default=None, metavar="SIDE",
+                        help="for cosingan: stop its pyramid at this side in pixels (default: the patch's)")
     parser.add_argument("--steps", type=int, default=None, help="generator steps (default: the preset's)")
     parser.add_argument("--batch-size", type=int, default=None, help="(default: the preset's)")
     parser.add_argument("--patch-size", type=int, nargs=2, default=None, metavar=("H", "W"),
-                        help=f"size of the training crops (default: the plan's 2D patch, at most {MAX_PATCH} for "
-                             "synthesizers; as many times larger for montages)")
+                        help="size of the training crops (default: the plan's 2D patch, at most 256, 512 for cosingan; "
+                             "no limit for mask sources; as many times larger for montages)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--perceptual", default="auto", metavar="FEATURES",
@@ -78,15 +81,15 @@ def run(args: argparse.Namespace) -> None:
 
 def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthesizer: str | None = None,
              mask_source: str | None = None, montage: str | None = None, preset: str | None = None,
-             options: Sequence[str] = (), steps: int | None = None, batch_size: int | None = None,
-             patch_size: Sequence[int] | None = None, device: str | None = None, seed: int = 0,
-             perceptual: str = "auto", vgg_weights: str | None = None, plans: str = "nnUNetPlans",
-             samples_every: int = 500, checkpoint_every: int = 1000, resume: bool = False,
+             options: Sequence[str] = (), chosen_slices: Sequence[str] | None = None, max_scale: int | None = None,
+             steps: int | None = None, batch_size: int | None = None, patch_size: Sequence[int] | None = None,
+             device: str | None = None, seed: int = 0, perceptual: str = "auto", vgg_weights: str | None = None,
+             plans: str = "nnUNetPlans", samples_every: int = 500, checkpoint_every: int = 1000, resume: bool = False,
              force: bool = False) -> SynthMeta:
     """Train, measure and store a synthesizer, or a mask source; returns what its meta.json says.
 
     Synthesizer, preset and options that are not given are those of the configuration's `nnunet_synth` block; a mask
-    source has preset "default" and no options then.
+    source has preset "default" and no options then. `chosen_slices` and `max_scale` are options, too.
 
     Raises:
         UserError: anything that the user can mend, with one line; see `nnunet_synth.synthesizers.pretrain.pretrain`.
@@ -103,7 +106,10 @@ def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthes
     _check_positive(steps=steps, batch_size=batch_size, samples_every=samples_every, checkpoint_every=checkpoint_every)
     used_device, tiles = find_device(device), parse_montage(montage)
     experiment = load_experiment(dataset, configuration, fold, plans)
-    trained_class, preset, config = choose(experiment, synthesizer, mask_source, preset, parse_options(options))
+    flags = {"slices": list(chosen_slices) if chosen_slices else None, "max_scale": max_scale}
+    trained_class, preset, config = choose(
+        experiment, synthesizer, mask_source, preset,
+        {**parse_options(options), **{key: value for key, value in flags.items() if value is not None}})
     folder = experiment.synthesizer_folder(trained_class.name)
     _check_folder(folder, resume, force)
     _prepare_layouts(experiment)
@@ -111,15 +117,16 @@ def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthes
 
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        # Synthesizers draw any size; a mask source draws the one that it was trained on.
-        meta = describe(experiment, slices, trained_class, config, patch_size, tiles,
-                        max_patch=MAX_PATCH if mask_source is None else None)
+        meta = describe(experiment, slices, trained_class, config, patch_size, tiles)
         model = trained_class.build(meta, config)
     features, name = (None, "off") if mask_source else find_features(perceptual, experiment, model, vgg_weights)
     if mask_source is None:
         print(f"perceptual loss: {name}")
     model.meta = replace(meta, preset=preset, perceptual=name, seed=seed)
+    if model.takes_feature_set:
+        _say_what_is_missing(features, experiment)
 
+    model.prepare_training(slices)      # before anything is removed: it may refuse them
     if force:
         _remove(folder)
     train(model, slices, folder, device=used_device, steps=steps, batch_size=batch_size, seed=seed, resume=resume,
@@ -196,8 +203,7 @@ def report(metrics: dict[str, float]) -> str:
 
 
 def describe(experiment: Experiment, slices: FoldSlices | MontageSlices, trained_class: type[Trainable], config: Any,
-             patch_size: Sequence[int] | None = None, montage: Sequence[int] = (),
-             max_patch: int | None = MAX_PATCH) -> SynthMeta:
+             patch_size: Sequence[int] | None = None, montage: Sequence[int] = ()) -> SynthMeta:
     """All facts of the dataset that decide what the synthesizer, or mask source, may be used for.
 
     Raises:
@@ -213,13 +219,14 @@ def describe(experiment: Experiment, slices: FoldSlices | MontageSlices, trained
     meta = SynthMeta(
         synthesizer=trained_class.name, config=asdict(config), dataset=experiment.dataset_name,
         channel_names=experiment.channel_names, semantic=experiment.semantic, target_labels=slices.target_labels,
-        intensity_range=intensity_range(experiment, slices), patch_size=[MAX_PATCH, MAX_PATCH], divisor=1,
+        intensity_range=intensity_range(experiment, slices), divisor=1,
+        patch_size=list(patch_size or _patch_size(experiment, 1, None, montage, trained_class.max_patch)),
         fold=experiment.fold, train_case_ids=slices.case_ids, fingerprint_sha256=experiment.fingerprint_sha256,
         plans_sha256=experiment.plans_sha256, split_sha256=experiment.split_sha256, montage=list(montage),
         spacing=[float(step) for step in list(experiment.configuration_manager.spacing)[-2:]],
         package_version=__version__, versions={"torch": torch.__version__, "python": platform.python_version()})
     divisor = trained_class.build(meta, config).divisor
-    size = _patch_size(experiment, divisor, patch_size, montage, max_patch)
+    size = _patch_size(experiment, divisor, patch_size, montage, trained_class.max_patch)
     if montage:
         slices.tile_size(size)
     return replace(meta, divisor=divisor, patch_size=size)
@@ -238,33 +245,55 @@ def _patch_size(experiment: Experiment, divisor: int, wanted: Sequence[int] | No
 
 def find_features(choice: str, experiment: Experiment, synthesizer: Synthesizer,
                   vgg_weights: str | None = None) -> tuple[nn.Module | None, str]:
-    """The features of the perceptual loss and what they are called: `vgg19`, `nnunet:<folder>` or `off`.
+    """The features of the perceptual loss and what they are called: `vgg19`, `nnunet:<folder>`, both, or `off`.
+
+    `auto` gives a synthesizer that takes a `FeatureSet` all that is at hand, any other the first of the two.
 
     Raises:
         UserError: what was asked for by name cannot be had.
     """
-    from nnunet_synth.data.segmentation_features import find_checkpoint, load_segmentation_features
+    from nnunet_synth.data.segmentation_features import load_segmentation_features
+    from nnunet_synth.synthesizers.feature_set import FeatureSet
     from nnunet_synth.synthesizers.perceptual import load_vgg19
 
-    if choice == "off":
-        return None, "off"
-    if choice in ("auto", "vgg19"):
-        features = load_vgg19(vgg_weights)
-        if features is not None:
-            return features, "vgg19"
-        if choice == "vgg19":
-            raise UserError("the weights of VGG19 are neither in torchvision's cache nor could they be downloaded: "
-                            "name vgg19-dcbb9e9d.pth with --vgg-weights, or use --perceptual off")
-        base = experiment.configuration_chain()[-1]
-        folder = experiment.results_folder / f"nnUNetTrainer__{experiment.plans_name}__{base}" / \
-            f"fold_{experiment.fold}"
-        if find_checkpoint(folder) is None or len(experiment.configuration_manager.patch_size) != 2:
-            return None, "off"
-    else:
+    vgg = load_vgg19(vgg_weights) if choice in ("auto", "vgg19") else None
+    if choice == "vgg19" and vgg is None:
+        raise UserError("the weights of VGG19 are neither in torchvision's cache nor could they be downloaded: "
+                        "name vgg19-dcbb9e9d.pth with --vgg-weights, or use --perceptual off")
+    folder = None
+    if choice == "auto":
+        folder = _own_network(experiment) if vgg is None or synthesizer.takes_feature_set else None
+    elif choice not in ("vgg19", "off"):
         folder = Path(choice)
         if not folder.is_dir():
             raise UserError(f"--perceptual {choice}: neither auto, vgg19 nor off, and no such folder")
-    return load_segmentation_features(folder, experiment, synthesizer.from_unit), f"nnunet:{folder.resolve()}"
+    network = load_segmentation_features(folder, experiment, synthesizer.from_unit) if folder else None
+
+    name = " + ".join([*(["vgg19"] if vgg is not None else []), *([f"nnunet:{folder.resolve()}"] if folder else [])])
+    if not name:
+        return None, "off"
+    if synthesizer.takes_feature_set:
+        return FeatureSet(vgg, network), name
+    return network if vgg is None else vgg, name
+
+
+def _own_network(experiment: Experiment) -> Path | None:
+    """The results of stock nnU-Net on this fold, where there are any and they are of a 2D network."""
+    from nnunet_synth.data.segmentation_features import find_checkpoint
+    base = experiment.configuration_chain()[-1]
+    folder = experiment.results_folder / f"nnUNetTrainer__{experiment.plans_name}__{base}" / f"fold_{experiment.fold}"
+    has_two_dimensions = len(experiment.configuration_manager.patch_size) == 2
+    return folder if has_two_dimensions and find_checkpoint(folder) is not None else None
+
+
+def _say_what_is_missing(features: nn.Module | None, experiment: Experiment) -> None:
+    from nnunet_synth.synthesizers.feature_set import as_feature_set
+    found = as_feature_set(features)
+    if found.classification is None:
+        print("MS-FVL is off: it needs the weights of VGG19 (--perceptual auto, --vgg-weights FILE)")
+    if found.segmentation is None:
+        print("MS-FUL is off: it needs a 2D nnU-Net of this fold (nnUNetv2_train "
+              f"{experiment.dataset_name[7:10]} 2d {experiment.fold}, then --perceptual auto or its fold folder)")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -316,8 +345,9 @@ def _prepare_layouts(experiment: Experiment) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Only what a synthesizer's training writes."""
-    for name in ("model.safetensors", "meta.json", "train_state.pt", "log.jsonl", "progress.png"):
+    """Only what a synthesizer's training writes, and what nnunet_synth select said of it."""
+    for name in ("model.safetensors", "meta.json", "train_state.pt", "log.jsonl", "progress.png",
+                 "classifier.safetensors", "selection.json"):
         (folder / name).unlink(missing_ok=True)
     for name in ("samples", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -3,14 +3,16 @@
 --from labels: for the labels and layouts of labelled training slices, moved and turned at random. --from pool: for the
 anatomy of unlabelled slices, with lesion shapes taken from labelled training slices. --from noise: for masks that a
 mask source draws (nnunet_synth pretrain --mask-source): unsupervised masks for UM2I, whose segmentation head then tells
-the label, label maps for all others. Intensities are those of the raw images again; PNG datasets get pictures, all
-others volumes of one slice. Montages are cut into slices, unless --montage asks for them whole.
+the label, label maps for all others. --volumes: whole volumes, for the label volumes of the labelled training cases.
+Intensities are those of the raw images again; PNG datasets get pictures, all others volumes of one slice. Montages are
+cut into slices, unless --montage asks for them whole.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnunet_synth.data.experiment import Experiment
+    from nnunet_synth.data.label_volumes import LabelVolume
     from nnunet_synth.data.montages import MontageSlices
     from nnunet_synth.data.slice_arrays import SliceArrays
     from nnunet_synth.data.slices import FoldSlices
@@ -31,6 +34,7 @@ HELP = "draw images with a trained synthesizer, to look at or as a dataset"
 EXAMPLE = "nnunet_synth sample 501 2d 0 --synthesizer sean --from labels -n 200 --as-dataset 601 --name Synthetic"
 
 SOURCES = ("labels", "pool", "noise")
+NUM_IMAGES = 16
 BATCH_SIZE = 8
 MAX_GALLERY_ROWS = 12
 MAX_TRIES = 20          # donors tried until one leaves a lesion in the anatomy; batches without a drawable sample
@@ -46,8 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="what to draw for (default: %(default)s)")
     parser.add_argument("--montage", default=None, metavar="ROWSxCOLUMNS",
                         help="write montages of so many slices, for a synthesizer that was trained on them")
-    parser.add_argument("-n", type=int, default=16, dest="number", metavar="N",
-                        help="number of images (default: %(default)s)")
+    parser.add_argument("--volumes", action="store_true",
+                        help="draw whole volumes for the label volumes of the labelled training cases")
+    parser.add_argument("--paper-conditions", action="store_true",
+                        help="as CoSinGAN's authors: volumes for the masks of all labelled cases, those of the "
+                             "validation fold too. The result knows test masks and is marked so")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", dest="options",
+                        help="change how a trained cosingan draws: randomised_condition, image_fusion or dropout = "
+                             "true or false; may be repeated")
+    parser.add_argument("-n", type=int, default=None, dest="number", metavar="N",
+                        help="number of images (default: 16) or volumes (default: all)")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", metavar="FOLDER", help="a new folder for the images, labels and a gallery")
     target.add_argument("--as-dataset", type=int, metavar="ID", help="write nnUNet_raw/DatasetID_NAME")
@@ -61,16 +73,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesizer: str = "sean",
-           source: str = "labels", montage: str | None = None, number: int = 16, output: str | Path | None = None,
+           source: str = "labels", montage: str | None = None, volumes: bool = False, paper_conditions: bool = False,
+           options: Sequence[str] = (), number: int | None = None, output: str | Path | None = None,
            as_dataset: int | None = None, name: str = "Synthetic", device: str | None = None, seed: int = 0,
            plans: str = "nnUNetPlans") -> Path:
-    """Draw `number` images; returns the folder they are in. It appears complete or not at all.
+    """Draw `number` images or volumes; returns the folder they are in. It appears complete or not at all.
 
     Raises:
         UserError: no synthesizer or mask source or an unfitting one, no layouts for `pool`, or the target exists.
     """
-    from itertools import islice
-
     import torch
 
     from nnunet_synth.atomic import atomic_folder
@@ -81,17 +92,24 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     from nnunet_synth.progress import progress
     from nnunet_synth.synthesizers.gallery import write_gallery
 
-    if number < 1:
+    if number is not None and number < 1:
         raise UserError(f"-n {number}: must be at least 1")
     used_device, wanted_tiles = find_device(device), parse_montage(montage)
     experiment = load_experiment(dataset, configuration, fold, plans)
     target = _target(output, as_dataset, name)
     model = load_fitting_synthesizer(experiment, synthesizer, used_device, montage=None)
     _check_montage(model.meta, wanted_tiles)
+    set_drawing_options(model, options)
+    if volumes or paper_conditions:
+        if source != "labels" or montage is not None or model.meta.montage:
+            raise UserError("--volumes are drawn for label volumes, slice by slice: leave out --from and --montage, "
+                            "and use a synthesizer of single slices")
+        return sample_volumes(experiment, model, target, number, seed, paper_conditions)
     masks = None if source != "noise" else load_fitting_mask_source(experiment, model, used_device)
     slices = training_slices(experiment, model.meta.montage)
     model.fit_pool(slices)
 
+    number = number or NUM_IMAGES
     drawn = draw_from_noise(model, masks, seed) if masks is not None else \
         draw(model, label_conditions(slices, model, seed) if source == "labels"
              else pool_conditions(experiment, slices, model, seed), None, seed)
@@ -114,8 +132,75 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     return target
 
 
+def sample_volumes(experiment: Experiment, model: Synthesizer, target: Path, number: int | None, seed: int,
+                   paper_conditions: bool) -> Path:
+    """Whole volumes for the label volumes of the training cases, or of all labelled cases (`paper_conditions`); for
+    each case as many as the synthesizer has variants.
+
+    Raises:
+        UserError: the dataset holds pictures; or `paper_conditions` of a synthesizer that would have to look at the
+            scans; or none of the volumes could be drawn.
+    """
+    import torch
+
+    from nnunet_synth.atomic import atomic_folder
+    from nnunet_synth.data.label_volumes import read_label_volumes
+    from nnunet_synth.data.slices import FoldSlices
+    from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
+    from nnunet_synth.progress import progress
+    from nnunet_synth.synthesizers.gallery import write_gallery
+
+    if experiment.plans["image_reader_writer"] == "NaturalImage2DIO":
+        raise UserError(f"{experiment.dataset_name} holds pictures, which make no volumes: leave out --volumes")
+    if paper_conditions and model.needs:
+        raise UserError(f"synthesizer {model.name} needs the {', '.join(sorted(model.needs))} of a scan: "
+                        "--paper-conditions are masks of cases whose scans it must not see")
+    slices = FoldSlices(experiment)
+    model.fit_pool(slices)
+    case_ids = experiment.labelled_ids if paper_conditions else slices.case_ids
+    conditions = read_label_volumes(experiment, case_ids, with_scans=not paper_conditions)
+    total = len(case_ids) * len(model.variants)
+    total = total if number is None else min(number, total)
+    if paper_conditions:
+        print("warning: these images are drawn for the masks of all labelled cases, those of the validation fold too: "
+              "what is trained on them has seen test masks")
+    rows, drawn_for = [], []
+    with torch.random.fork_rng([]), atomic_folder(target) as folder:
+        writer = SyntheticWriter(experiment, model.meta, folder)
+        for volume, variant, image in progress(islice(draw_volumes(model, conditions, seed), total),
+                                               f"drawing volumes with {model.name}", total):
+            writer.write_arrays(volume.label[0].numpy(), volume.layout[0].numpy(), volume.valid[0].numpy(), image,
+                                volume.slice_spacing)
+            drawn_for.append({"case": volume.case_id, "variant": variant})
+            if len(rows) < MAX_GALLERY_ROWS:
+                rows.append(_volume_row(model, volume, image))
+        if not rows:
+            raise UserError(f"synthesizer {model.name} has not seen the classes of any of these cases: it was trained "
+                            "on too few slices")
+        write_gallery(rows, ("label", "synthetic"), folder / "gallery.png")
+        writer.finish(target.name, {"from": "label volumes", "seed": seed, "drawn_for": drawn_for,
+                                    **{key: getattr(model.config, key) for key in model.drawing_options},
+                                    "leaks_test_masks": paper_conditions})
+    print(f"{len(drawn_for)} synthetic volumes: {target}")
+    return target
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Who draws
+
+
+def set_drawing_options(synthesizer: Synthesizer, options: Sequence[str]) -> None:
+    """Change how a trained synthesizer draws. Raises UserError for what cannot be changed after training."""
+    from dataclasses import replace
+
+    from nnunet_synth.synthesizers.options import make_config, parse_options
+    changed = parse_options(options)
+    if unknown := sorted(set(changed) - set(synthesizer.drawing_options)):
+        known = ", ".join(synthesizer.drawing_options) or "none"
+        raise UserError(f"--option {unknown[0]}: of a trained {synthesizer.name} it cannot be changed; what can be: "
+                        f"{known}")
+    make_config(type(synthesizer), synthesizer.meta.preset, changed)        # checks the types
+    synthesizer.config = replace(synthesizer.config, **changed)
 
 
 def load_fitting_synthesizer(experiment: Experiment, name: str, device: str,
@@ -310,6 +395,26 @@ def draw(synthesizer: Synthesizer, conditions: Iterator[Slices], number: int | N
                 result.image[index].cpu().numpy()
 
 
+def draw_volumes(synthesizer: Synthesizer, conditions: Iterable[LabelVolume],
+                 seed: int) -> Iterator[tuple[LabelVolume, int, np.ndarray]]:
+    """(condition, number of the variant, [C, D, H, W] image) of each condition and variant that can be drawn. One
+    volume has one style throughout."""
+    import torch
+    device = next(synthesizer.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for volume in conditions:
+        for variant in synthesizer.variants:
+            synthesizer.variant = variant
+            synthesizer.begin_step(generator)
+            result = synthesizer.synthesize(volume.request(device, generator))
+            if bool(result.ok.all()):
+                yield volume, variant, result.image[0].cpu().numpy()
+            else:
+                print(f"left out: {volume.case_id} holds classes that network {variant + 1} of "
+                      f"{synthesizer.name} has not seen")
+    synthesizer.variant = None
+
+
 def draw_from_noise(synthesizer: Synthesizer, masks: MaskSource, seed: int) -> Iterator[tuple[Slices, np.ndarray]]:
     """As `draw`, for masks from noise; without end.
 
@@ -378,6 +483,15 @@ def _target(output: str | Path | None, as_dataset: int | None, name: str) -> Pat
         if taken:
             raise UserError(f"dataset id {as_dataset} is taken by {taken[0]}: choose another --as-dataset")
     return environment_folder("nnUNet_raw") / f"Dataset{as_dataset:03d}_{name}"
+
+
+def _volume_row(synthesizer: Synthesizer, volume: LabelVolume, image: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The slice with the most label."""
+    from nnunet_synth.synthesizers.base import Slices
+    index = int((volume.label[0] > 0).flatten(1).sum(1).argmax())
+    part = Slices(volume.label.new_zeros(1), volume.label[:, index], volume.layout[:, index], volume.valid[:, index],
+                  [(volume.case_id, index)])
+    return _gallery_row(synthesizer, part, image[:, index])
 
 
 def _gallery_row(synthesizer: Synthesizer, part: Slices, image: np.ndarray,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
@@ -15,13 +17,29 @@ from nnunet_synth.errors import UserError
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 MAX_TAPS = 5        # as many as VGG19 gives; the deepest stages see whole organs, not texture
+SMALLEST_TAP = 2    # pixels a side; nnU-Net's instance norm refuses a map of one pixel
+
+
+def stage_maps(encoder: nn.Module, images: Tensor, smallest: int) -> Iterator[Tensor]:
+    """The feature map of each stage of nnU-Net's encoder, shallow to deep, as long as it has `smallest` pixels a side;
+    the first one in any case.
+
+    Args:
+        images: [N, C, H, W] in the network's intensities.
+    """
+    maps = images if getattr(encoder, "stem", None) is None else encoder.stem(images)
+    for number, (stage, stride) in enumerate(zip(encoder.stages, encoder.strides, strict=True)):
+        if number > 0 and min(maps.shape[-2:]) // max(np.atleast_1d(stride)) < smallest:
+            return
+        maps = stage(maps)
+        yield maps
 
 
 class SegmentationFeatures(nn.Module):
-    """Images [N, C, H, W] in [-1, 1] → the encoder's feature maps, shallow to deep.
+    """Images [N, C, H, W] in [-1, 1] → the encoder's feature maps, shallow to deep; fewer of small images.
 
     Args:
-        encoder: returns one feature map for each of its stages.
+        encoder: nnU-Net's, plain or residual.
         to_network: maps images in [-1, 1] to the network's intensities.
     """
 
@@ -32,7 +50,7 @@ class SegmentationFeatures(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        return list(self.encoder(self.to_network(image)))[:MAX_TAPS]
+        return list(islice(stage_maps(self.encoder, self.to_network(image), SMALLEST_TAP), MAX_TAPS))
 
 
 def load_segmentation_features(folder: str | Path, experiment: Experiment,

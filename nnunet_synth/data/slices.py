@@ -73,6 +73,10 @@ class CaseSlices:
             self._opened[case_id] = image, segmentation, open_layout(self._layouts_folder, case_id, image.shape[1:])
         return self._opened[case_id]
 
+    def properties(self, case_id: str) -> dict[str, Any]:
+        """What nnU-Net noted of the case when it was preprocessed."""
+        return self._dataset.load_case(case_id)[3]
+
     def _clean(self, image: np.ndarray, segmentation: np.ndarray, layout: np.ndarray) -> SliceArrays:
         # In single pictures nnU-Net marks every pixel of raw value 0 as outside, also those amid the lung: its own
         # filling of holes works in 3D, where a picture of one slice has no inside.

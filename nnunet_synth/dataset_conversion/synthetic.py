@@ -22,7 +22,8 @@ PICTURE_READER = "NaturalImage2DIO"
 
 
 class SyntheticWriter:
-    """Writes slices as cases: pictures where the dataset holds pictures, volumes of one slice otherwise.
+    """Writes slices as cases: pictures where the dataset holds pictures, volumes of one slice otherwise; or whole
+    volumes.
 
     Args:
         experiment: that the synthesizer was trained on.
@@ -45,11 +46,21 @@ class SyntheticWriter:
 
     def write(self, part: Slices, image: np.ndarray) -> None:
         """One case: `part` [1, …] holds label, layout and valid area of `image` [C, H, W], in network intensities."""
+        self.write_arrays(part.label[0].numpy(), part.layout[0].numpy(), part.valid[0].numpy(), image)
+
+    def write_arrays(self, label: np.ndarray, layout: np.ndarray, valid: np.ndarray, image: np.ndarray,
+                     slice_spacing: float | None = None) -> None:
+        """One case: label, layout and valid area [H, W] or [D, H, W] of `image` [C, …], in network intensities.
+
+        Args:
+            slice_spacing: mm between slices; by default that of the plans.
+        """
         bounds = self.meta.intensity_range
-        image = np.where(part.valid[0].numpy(), image, intensity_outside(self.experiment, bounds)[:, None, None])
-        raw, self.meanings = to_raw_intensities(self.experiment, image, bounds, eight_bit=self.is_picture)
+        outside = intensity_outside(self.experiment, bounds).reshape(-1, *(1,) * label.ndim)
+        raw, self.meanings = to_raw_intensities(self.experiment, np.where(valid, image, outside), bounds,
+                                                eight_bit=self.is_picture)
         case = Case(f"{self.meta.synthesizer}_{self.num_written:05d}", "labelled", (),
-                    partial(self._content, part, raw))
+                    partial(self._content, label, layout, raw, slice_spacing))
         report = convert_case(case, self.description, self.folder)
         if report.status == "rejected":
             raise RuntimeError(f"a synthetic case was rejected: {report.reason}")
@@ -83,23 +94,26 @@ class SyntheticWriter:
             },
         }, self.folder / "dataset.json")
 
-    def _content(self, part: Slices, raw: np.ndarray) -> CaseContent:
+    def _content(self, label: np.ndarray, layout: np.ndarray, raw: np.ndarray,
+                 slice_spacing: float | None) -> CaseContent:
         if self.is_picture:
             raw = np.clip(np.rint(raw), 0, 255).astype(np.uint8)
         elif set(self.experiment.configuration_manager.normalization_schemes) == {"CTNormalization"}:
             raw = np.rint(raw).astype(np.int16)
-        layout = self._image(part.layout[0].numpy().astype(np.uint8)) if self.layout_labels else None
-        return CaseContent(images=tuple(map(self._image, raw)),
-                           label=self._image(part.label[0].numpy().astype(np.uint8)), layout=layout)
+        return CaseContent(images=tuple(self._image(channel, slice_spacing) for channel in raw),
+                           label=self._image(label.astype(np.uint8), slice_spacing),
+                           layout=self._image(layout.astype(np.uint8), slice_spacing) if self.layout_labels else None)
 
-    def _image(self, array: np.ndarray) -> SimpleITK.Image:
-        """[H, W] as a picture, or as a volume of one slice in the axes of the raw images."""
+    def _image(self, array: np.ndarray, slice_spacing: float | None) -> SimpleITK.Image:
+        """[H, W] as a picture; or as a volume of one slice, or [D, H, W] as it is, in the axes of the raw images."""
         if self.is_picture:
             return SimpleITK.GetImageFromArray(array)
         backward = self.experiment.plans_manager.transpose_backward
         spacing = list(self.experiment.configuration_manager.spacing)
         if len(spacing) == 2:           # 2d configurations keep the distance between slices
-            spacing = [self.experiment.plans["original_median_spacing_after_transp"][0], *spacing]
-        image = SimpleITK.GetImageFromArray(array[None].transpose(backward))
+            planned = self.experiment.plans["original_median_spacing_after_transp"][0]
+            spacing = [slice_spacing or planned, *spacing]
+        volume = array if array.ndim == 3 else array[None]
+        image = SimpleITK.GetImageFromArray(volume.transpose(backward))
         image.SetSpacing([float(spacing[axis]) for axis in backward][::-1])
         return image

@@ -13,7 +13,7 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_synth.data.segmentation_features import CHECKPOINTS, build_network, find_checkpoint
+from nnunet_synth.data.segmentation_features import CHECKPOINTS, build_network, find_checkpoint, stage_maps
 from nnunet_synth.data.trained_model import read_trained_model
 from nnunet_synth.errors import UserError
 from nnunet_synth.quality.extractor import Extractor
@@ -31,17 +31,11 @@ class DeepestFeatures(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.stem = getattr(encoder, "stem", None) or nn.Identity()
-        self.stages = encoder.stages
-        self.strides = [max(np.atleast_1d(stride)) for stride in encoder.strides]
+        self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.stem(images)
-        for stage, stride in zip(self.stages, self.strides, strict=True):
-            if min(maps.shape[-2:]) // stride < SMALLEST_MAP:
-                break
-            maps = stage(maps)
-        return torch.cat([maps.mean((-2, -1)), maps.amax((-2, -1))], 1)
+        *_, deepest = stage_maps(self.encoder, images, SMALLEST_MAP)
+        return torch.cat([deepest.mean((-2, -1)), deepest.amax((-2, -1))], 1)
 
 
 class Normalisation:

@@ -209,6 +209,8 @@ class Trainable(nn.Module, ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     PRESETS: ClassVar[dict[str, Any]]
+    takes_feature_set: ClassVar[bool] = False       # its loss looks through two networks, see `feature_set.py`
+    max_patch: ClassVar[int | None] = None          # longest side of its training crops, unless another is asked for
 
     def __init__(self, meta: SynthMeta, config: Any) -> None:
         super().__init__()
@@ -237,7 +239,8 @@ class Trainable(nn.Module, ABC):
     @abstractmethod
     def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
         """The stages of its training, in order. `steps` overrides the preset's total number of steps;
-        `perceptual` maps images in [-1, 1] to a list of feature maps, None = no perceptual loss."""
+        `perceptual` maps images in [-1, 1] to a list of feature maps, None = no perceptual loss; a `FeatureSet` where
+        it `takes_feature_set`."""
 
     # -- saved weights -----------------------------------------------------------------------------------------------
 
@@ -278,20 +281,22 @@ class Synthesizer(Trainable):
     Subclasses also implement `fit_pool`, `begin_step` and `_decode`.
     """
 
+    max_patch = 256                             # it draws any size
+    drawing_options: ClassVar[tuple[str, ...]] = ()     # of its configuration: what may be changed after training
     max_slices_per_call: ClassVar[int] = 64     # 3D patches and large batches are decoded in chunks of this
 
     def __init__(self, meta: SynthMeta, config: Any) -> None:
         super().__init__(meta, config)
         self.style = StyleOptions()
         self.label_source = "pseudo"    # or "head": what `SynthResult.label` is, where there is a label head
-        self.variant: int | None = None     # which of its `num_variants` networks draws; None = `begin_step` chooses
+        self.variant: int | None = None     # which of its `variants` draws; None = `begin_step` chooses
 
     # -- what a subclass provides ------------------------------------------------------------------------------------
 
     @property
-    def num_variants(self) -> int:
-        """How many networks it has to choose from, one for each mini-batch."""
-        return 1
+    def variants(self) -> list[int]:
+        """Numbers of the networks that it has to choose from, one for each mini-batch."""
+        return [0]
 
     @property
     def needs(self) -> frozenset[str]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -184,7 +183,9 @@ class CoSinGAN(Synthesizer):
 
     name = "cosingan"
     Config = CoSinGANConfig
-    drawing_options: ClassVar[tuple[str, ...]] = ("randomised_condition", "image_fusion", "dropout")
+    takes_feature_set = True
+    max_patch = 512                     # the last of the published scales
+    drawing_options = ("randomised_condition", "image_fusion", "dropout")
     PRESETS = {
         # Minutes on one core, on one slice.
         "tiny": CoSinGANConfig(num_models=1, width=8, ndf=8, fitting_steps=400, restoring_steps=200,
@@ -223,8 +224,13 @@ class CoSinGAN(Synthesizer):
         return 2 * len(self.scales)
 
     @property
-    def num_variants(self) -> int:
-        return len(self.pyramids)
+    def variants(self) -> list[int]:
+        """The finished models; else the one that has come furthest; else, where nothing is trained yet, all."""
+        trained = self.trained_parts.tolist()
+        if max(trained) == 0:
+            return list(range(len(trained)))
+        finished = [model for model, parts in enumerate(trained) if parts == self.num_parts]
+        return finished or [int(np.argmax(trained))]
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -308,7 +314,7 @@ class CoSinGAN(Synthesizer):
     def begin_step(self, generator: torch.Generator | None) -> None:
         """Choose one model (two for IF, and ζ) and the gray values (RC) for a whole mini-batch. Without a generator:
         the first one, the plain values."""
-        ready = self._ready_models()
+        ready = self.variants if self.variant is None else [self.variant]
         models, share = self._choose_models(ready, generator)
         number_of_scales, number_of_classes = len(self.scales), len(self.meta.semantic)
         if generator is None or not self.config.randomised_condition:
@@ -316,17 +322,6 @@ class CoSinGAN(Synthesizer):
         else:
             grays = torch.stack([draw_grays(number_of_scales, number_of_classes, generator) for _ in models])
         self._choice = _Choice(models, share, grays)
-
-    def _ready_models(self) -> list[int]:
-        """The chosen variant; else the finished ones; else the one that has come furthest; else, where nothing is
-        trained yet, all."""
-        if self.variant is not None:
-            return [self.variant]
-        trained = self.trained_parts.tolist()
-        if max(trained) == 0:
-            return list(range(len(trained)))
-        finished = [model for model, parts in enumerate(trained) if parts == self.num_parts]
-        return finished or [int(np.argmax(trained))]
 
     def _choose_models(self, ready: list[int], generator: torch.Generator | None) -> tuple[tuple[int, ...], float]:
         if generator is None:

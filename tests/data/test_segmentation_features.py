@@ -47,6 +47,14 @@ def test_features_are_the_encoders_in_network_intensities(trained):
     assert image.grad.abs().sum() > 0 and all(parameter.grad is None for parameter in features.parameters())
 
 
+def test_images_too_small_for_the_deepest_stages_have_fewer_maps(trained):
+    """A map of one pixel has no spread for instance norm to divide by."""
+    experiment, folder, _ = trained
+    features = load_segmentation_features(folder, experiment, torch.nn.Identity())
+    sizes = [[tuple(tap.shape[2:]) for tap in features(torch.rand(1, 1, side, side))] for side in (8, 6, 2)]
+    assert sizes == [[(8, 8), (4, 4), (2, 2)], [(6, 6), (3, 3)], [(2, 2)]]
+
+
 def test_another_fold_is_refused(trained):
     experiment, folder, _ = trained
     other = load_experiment(DATASET_ID, "2d", 1)

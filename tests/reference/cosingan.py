@@ -33,10 +33,10 @@ def gaussian_window(sigma: float, radius: int) -> np.ndarray:
     return np.outer(weights, weights)
 
 
-def local_mean(image: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Weighted mean around each pixel; beyond the image stand zeros."""
+def local_mean(image: np.ndarray, window: np.ndarray, border: str = "constant") -> np.ndarray:
+    """Weighted mean around each pixel; beyond the image stand zeros, or its mirror image ("reflect")."""
     radius = len(window) // 2
-    padded = np.pad(image, radius)
+    padded = np.pad(image, radius, mode=border)
     result = np.zeros_like(image)
     for dy in range(len(window)):
         for dx in range(len(window)):
@@ -44,13 +44,14 @@ def local_mean(image: np.ndarray, window: np.ndarray) -> np.ndarray:
     return result
 
 
-def structure(x: np.ndarray, y: np.ndarray, window: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:
+def structure(x: np.ndarray, y: np.ndarray, window: np.ndarray, data_range: float, border: str = "constant"
+              ) -> tuple[np.ndarray, np.ndarray]:
     """SSIM's luminance l and contrast-structure cs at each pixel."""
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_x, mean_y = local_mean(x, window), local_mean(y, window)
-    variance_x = local_mean(x * x, window) - mean_x ** 2
-    variance_y = local_mean(y * y, window) - mean_y ** 2
-    covariance = local_mean(x * y, window) - mean_x * mean_y
+    mean_x, mean_y = local_mean(x, window, border), local_mean(y, window, border)
+    variance_x = local_mean(x * x, window, border) - mean_x ** 2
+    variance_y = local_mean(y * y, window, border) - mean_y ** 2
+    covariance = local_mean(x * y, window, border) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x ** 2 + mean_y ** 2 + c1)
     contrast = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return luminance, contrast
@@ -68,14 +69,15 @@ def zhao_ms_ssim_loss(x: np.ndarray, y: np.ndarray, sigmas: tuple[float, ...], d
 
 
 def wang_ms_ssim_loss(x: np.ndarray, y: np.ndarray, exponents: tuple[float, ...], data_range: float = 2.0) -> float:
-    """1 − (l·cs)_M^α_M Π_j<M cs_j^α_j, each a mean over the pixels whose 11 × 11 window (σ = 1.5) lies inside, each
-    level at half the resolution of the one before (2 × 2 means)."""
+    """1 − (l·cs)_M^α_M Π_j<M cs_j^α_j with 11 × 11 windows (σ = 1.5), each level at half the resolution of the one
+    before (2 × 2 means). Each factor is a mean over pixels: at the last level over all of them, with mirrored borders
+    (the paper does not say; torchmetrics'), before over those whose window lies inside."""
     result = 1.0
     for level, exponent in enumerate(exponents):
-        luminance, contrast = structure(x, y, gaussian_window(1.5, 5), data_range)
+        luminance, contrast = structure(x, y, gaussian_window(1.5, 5), data_range, "reflect")
         inner = (slice(5, -5), slice(5, -5))
         if level == len(exponents) - 1:
-            result *= max(float((luminance * contrast)[inner].mean()), 0) ** exponent
+            result *= max(float((luminance * contrast).mean()), 0) ** exponent
         else:
             result *= max(float(contrast[inner].mean()), 0) ** exponent
         x, y = (image[:len(image) // 2 * 2, :image.shape[1] // 2 * 2].reshape(len(image) // 2, 2, -1, 2).mean((1, 3))

@@ -13,10 +13,11 @@ from nnunet_synth.commands.pretrain import describe
 from nnunet_synth.data.experiment import load_experiment
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.unlabelled import preprocess_pool
-from nnunet_synth.synthesizers.base import Synthesizer
+from nnunet_synth.synthesizers.base import Synthesizer, SynthRequest, SynthResult
 from nnunet_synth.synthesizers.checkpoint import save_synthesizer
 from nnunet_synth.synthesizers.options import make_config
 from nnunet_synth.synthesizers.sean import SEAN
+from nnunet_synth.trainers.configured import ConfiguredTrainer, unwrap
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "preview_every": 0}
 
@@ -66,6 +67,30 @@ def train_stock(root: Path, configuration: str = "2d", fold: int | str = 0, seed
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
     trainer.run_training()
     return Path(trainer.output_folder) / "checkpoint_final.pth"
+
+
+def spy_on_draws(monkeypatch: pytest.MonkeyPatch, synthesizer_class: type[Synthesizer],
+                 *attributes: str) -> list[tuple]:
+    """(request, result, and what these attributes of the synthesizer were) of every call for synthetic images from now
+    on."""
+    calls = []
+    synthesize = synthesizer_class.synthesize
+
+    def spy(self: Synthesizer, request: SynthRequest) -> SynthResult:
+        result = synthesize(self, request)
+        calls.append((request, result, *(getattr(self, name) for name in attributes)))
+        return result
+
+    monkeypatch.setattr(synthesizer_class, "synthesize", spy)
+    return calls
+
+
+def same_weights(first: ConfiguredTrainer, second: ConfiguredTrainer) -> bool:
+    """Bit by bit, of all networks that learn."""
+    def weights(trainer: ConfiguredTrainer) -> list[torch.Tensor]:
+        return [value for network, _ in trainer.trained_networks() for value in unwrap(network).state_dict().values()]
+
+    return all(torch.equal(one, other) for one, other in zip(weights(first), weights(second), strict=True))
 
 
 def train_until_killed(trainer: nnUNetTrainer, num_epochs: int) -> None:

@@ -10,8 +10,15 @@ import torch
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.um2i import UM2I
 from nnunet_synth.trainers import SACPSTrainer, SASTTrainer
-from nnunet_synth.trainers.configured import unwrap
-from tests.trainers.runs import make_trainer, resumed, save_untrained, train_stock, train_until_killed
+from tests.trainers.runs import (
+    make_trainer,
+    resumed,
+    same_weights,
+    save_untrained,
+    spy_on_draws,
+    train_stock,
+    train_until_killed,
+)
 
 WITH_UM2I = {"synthesizer": "um2i", "seed": 7, "num_epochs": 2, "save_every": 1}
 
@@ -19,21 +26,7 @@ WITH_UM2I = {"synthesizer": "um2i", "seed": 7, "num_epochs": 2, "save_every": 1}
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """(request, result) of every call for synthetic images."""
-    calls = []
-    synthesize = UM2I.synthesize
-
-    def spy(self, request):
-        result = synthesize(self, request)
-        calls.append((request, result))
-        return result
-
-    monkeypatch.setattr(UM2I, "synthesize", spy)
-    return calls
-
-
-def weights_of(trainer: SACPSTrainer | SASTTrainer) -> dict[str, torch.Tensor]:
-    return {f"{number}.{key}": value for number, (network, _) in enumerate(trainer.trained_networks())
-            for key, value in unwrap(network).state_dict().items()}
+    return spy_on_draws(monkeypatch, UM2I)
 
 
 @pytest.mark.parametrize("label_source", ["pseudo", "head"])
@@ -53,8 +46,7 @@ def test_sacps_resumes_exactly_with_either_source_of_labels(planned_dataset: Pat
     continued = resumed(SACPSTrainer, planned_dataset, **settings)
     assert continued.current_epoch == 1
     continued.run_training()
-    expected, got = weights_of(whole), weights_of(continued)
-    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert same_weights(whole, continued)
     assert continued.epoch_log.read()[-1]["loss_synthetic"] == whole.epoch_log.read()[-1]["loss_synthetic"] != 0
 
 
