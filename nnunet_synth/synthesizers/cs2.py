@@ -32,7 +32,8 @@ from nnunet_synth.synthesizers.adain import StyleStatistics, adain, mean_and_dev
 from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource, Stage, SynthMeta, Terms
 from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
 from nnunet_synth.synthesizers.conditional_stage import weighted_sum
-from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned
+from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, check_mask_settings
+from nnunet_synth.synthesizers.options import check_choices
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.pixel_classifier import PixelClassifierEnsemble
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
@@ -83,17 +84,9 @@ class CS2Config:
     background_weight: float = 0.1      # of background in the cross entropy; labels have 1
 
     def __post_init__(self) -> None:
-        choices = {"mask": ("cnn", "slic"), "adain": ("paper", "code"), "style_pool": ("channel", "scalar"),
-                   "style_loss": ("statistics", "features")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
-        if not 0 <= self.gray_step <= WHITE:
-            raise UserError(f"gray_step (t) is {self.gray_step:g}: choose more than 0 and at most 255, or 0 for no "
-                            "quantisation")
-        if not 1 <= self.num_segments <= 512 ** 2:
-            raise UserError(f"num_segments (M) is {self.num_segments}: choose from 1 to {512 ** 2}, the pixels of an "
-                            "image of 512 × 512")
+        check_choices(self, mask=("cnn", "slic"), adain=("paper", "code"), style_pool=("channel", "scalar"),
+                      style_loss=("statistics", "features"))
+        check_mask_settings(self)
         if not 0 <= self.unlabelled_share <= 1:
             raise UserError(f"unlabelled_share is {self.unlabelled_share:g}, it must lie between 0 and 1")
         if not 0 < self.classifier_share < 1:

@@ -19,6 +19,16 @@ from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, ed
 MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
 
 
+def check_mask_settings(config: Any) -> None:
+    """Raises UserError where `gray_step` or `num_segments` of a configuration make no unsupervised mask."""
+    if not 0 <= config.gray_step <= WHITE:
+        raise UserError(f"gray_step (t) is {config.gray_step:g}: choose more than 0 and at most 255, or 0 for no "
+                        "quantisation")
+    if not 1 <= config.num_segments <= 512 ** 2:
+        raise UserError(f"num_segments (M) is {config.num_segments}: choose from 1 to {512 ** 2}, the pixels of an "
+                        "image of 512 × 512")
+
+
 class MaskConditioned(Synthesizer):
     """Subclasses implement `gray_step`, `find_segments`, `draw_masks` and `see_label`, and call `fit_lesion_values`.
 

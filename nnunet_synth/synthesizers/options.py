@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -41,6 +41,13 @@ def make_config(synthesizer: type[Synthesizer], preset: str = "default",
     for key, value in options.items():
         options[key] = _checked(synthesizer.name, config, key, value)
     return replace(config, **options)
+
+
+def check_choices(config: Any, **choices: Sequence[str]) -> None:
+    """Raises UserError where a field of a configuration has none of its known values."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise UserError(f"{name} {getattr(config, name)!r} is unknown; known: {', '.join(known)}")
 
 
 def config_from_json(synthesizer: type[Synthesizer], content: Mapping[str, Any]) -> Any:

@@ -31,7 +31,8 @@ from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource,
 from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
 from nnunet_synth.synthesizers.conditional_stage import judge, reconstruction_terms, weighted_sum
 from nnunet_synth.synthesizers.edge_map import edge_map
-from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned
+from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, check_mask_settings
+from nnunet_synth.synthesizers.options import check_choices
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
@@ -76,19 +77,11 @@ class UM2IConfig:
     discriminator_lr: float = 2e-4
 
     def __post_init__(self) -> None:
-        choices = {"tasks": ("joint", "separate", "image"), "superpixels": ("slic", "cached"),
-                   "um_policy": ("edit", "as_is"), "recon": ("vgg", "l1", "both")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
-        if not 0 <= self.gray_step <= WHITE:
-            raise UserError(f"gray_step (t) is {self.gray_step:g}: choose more than 0 and at most 255, or 0 for no "
-                            "quantisation")
+        check_choices(self, tasks=("joint", "separate", "image"), superpixels=("slic", "cached"),
+                      um_policy=("edit", "as_is"), recon=("vgg", "l1", "both"))
+        check_mask_settings(self)
         if self.superpixels == "cached" and self.gray_step == 0:
             raise UserError("gray_step 0 needs superpixels slic: cached ones are quantised")
-        if not 1 <= self.num_segments <= 512 ** 2:
-            raise UserError(f"num_segments (M) is {self.num_segments}: choose from 1 to {512 ** 2}, the pixels of an "
-                            "image of 512 × 512")
         if not 0 < self.supervised_share <= 1:
             raise UserError(f"supervised_share is {self.supervised_share:g}: choose more than 0 and at most 1")
 
