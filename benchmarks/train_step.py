@@ -1,12 +1,13 @@
 """What a training step costs: supervised, CPS and SA-CPS on the same networks and the same batch.
 
     python -m benchmarks.train_step [--device cpu|cuda] [--size 128] [--batch 8] [--features 16 32 64 128 256]
-                                    [--preset tiny|default|paper] [--rounds 10]
+                                    [--synthesizers sean um2i cs2] [--preset tiny|default|paper] [--rounds 10]
 
 The methods take turns within one run, because these machines are noisy; medians are compared. Peak memory is that of
 the allocator on CUDA, and that of a process of its own for each method on the CPU. The batch is phantom chest CT, and
 the networks are first trained for a few supervised steps, so that their pseudo-labels look like labels and not like
-noise (the synthesizer's cost depends on the label map). Writes `benchmarks/results/train_step_<device>.json`.
+noise (the synthesizer's cost depends on the label map). CS2 draws from superpixels here; its clusters are found offline.
+Writes `benchmarks/results/train_step_<device>.json`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from benchmarks.record import synchronise, write_result
 from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.phantom import PhantomSettings, draw_case
 from nnunet_synth.losses.segmentation import PseudoLabels
+from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Slices, SynthMeta
-from nnunet_synth.synthesizers.sean import SEAN
+from nnunet_synth.synthesizers.options import make_config
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 from nnunet_synth.trainers.cross_pseudo import cross_pseudo_step
 from nnunet_synth.trainers.synthesis import Synthesis, UnlabelledBatch
 
-METHODS = ("supervised", "CPS", "SA-CPS")
+WITHOUT_SYNTHESIS = ("supervised", "CPS")
 SEMANTIC = SemanticClasses.from_labels({"infection": 1}, {"left_lung": 1, "right_lung": 2})
 
 
@@ -91,18 +93,19 @@ class Bench:
                            dice_class=MemoryEfficientSoftDiceLoss), weights / weights.sum())
         self.labels = PseudoLabels()
         self.batch = OneBatch(args.batch, args.size, self.device)
-        self.synthesis = self._synthesis(args.preset)
+        self.synthesis = {sacps(name): self._synthesis(name, args.preset) for name in args.synthesizers}
         for _ in range(args.warm_up):
             self.supervised()
             self._train(self.networks[1], self.optimizers[1])
 
-    def _synthesis(self, preset: str) -> Synthesis:
-        config = SEAN.PRESETS[preset]
-        meta = SynthMeta(synthesizer="sean", config=asdict(config), dataset="phantom", channel_names=["CT"],
+    def _synthesis(self, name: str, preset: str) -> Synthesis:
+        synthesizer_class = find_synthesizer(name)
+        config = make_config(synthesizer_class, preset, {"mask": "slic"} if name == "cs2" else None)
+        meta = SynthMeta(synthesizer=name, config=asdict(config), dataset="phantom", channel_names=["CT"],
                          semantic=SEMANTIC, target_labels=[1], intensity_range=[[-1.5, 2.5]], patch_size=[256, 256],
-                         divisor=2 ** config.num_upsamplings, fold=0, train_case_ids=[])
-        source = SEAN.build(meta, config)
-        synthesizer = SEAN.build(meta, config)
+                         divisor=1, fold=0, train_case_ids=[])
+        source = synthesizer_class.build(meta, config)
+        synthesizer = synthesizer_class.build(meta, config)
         synthesizer.load_exported(source.export_state())
         synthesizer.to(self.device).eval().requires_grad_(False)
         synthesizer.fit_pool(self.batch)
@@ -155,10 +158,14 @@ class Bench:
         if method == "supervised":
             self.supervised()
         else:
-            draw = partial(self.synthesis.draw, batch=self.batch.unlabelled)
-            self.cross_pseudo(draw if method == "SA-CPS" else None)
+            synthesis = self.synthesis.get(method)
+            self.cross_pseudo(synthesis and partial(synthesis.draw, batch=self.batch.unlabelled))
         synchronise(self.device)
         return time.perf_counter() - start
+
+
+def sacps(synthesizer: str) -> str:
+    return f"SA-CPS ({synthesizer})"
 
 
 def peak_memory(args: argparse.Namespace, method: str) -> float:
@@ -196,7 +203,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    parser.add_argument("--preset", default="tiny", choices=sorted(SEAN.PRESETS))
+    parser.add_argument("--synthesizers", nargs="+", default=["sean", "um2i", "cs2"])
+    parser.add_argument("--preset", default="tiny", choices=("tiny", "default", "paper"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=40, help="supervised steps before anything is measured")
     parser.add_argument("--threads", type=int, default=2)
@@ -204,36 +212,40 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
+    methods = [*WITHOUT_SYNTHESIS, *map(sacps, args.synthesizers)]
     bench = Bench(args)
-    for method in METHODS:
+    for method in methods:
         bench.step(method)
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    synthesis: list[float] = []
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    synthesis: dict[str, list[float]] = {method: [] for method in bench.synthesis}
     for _ in range(args.rounds):
-        for method in METHODS:
+        for method in methods:
             seconds[method].append(bench.step(method))
-        synthesis.append(bench.synthesis.seconds)
+        for method, one in bench.synthesis.items():
+            synthesis[method].append(one.seconds)
     del bench
-    memory = {method: peak_memory(args, method) for method in METHODS}
+    memory = {method: peak_memory(args, method) for method in methods}
     result = summarise(args, seconds, synthesis, memory)
-    for method in METHODS:
-        print(f"{method:10}  {np.median(seconds[method]):7.3f} s  {result['in_supervised_steps'][method]:5.2f} × "
+    for method in methods:
+        print(f"{method:14}  {np.median(seconds[method]):7.3f} s  {result['in_supervised_steps'][method]:5.2f} × "
               f"supervised  peak {memory[method]:7.0f} MiB")
-    print(f"SA-CPS : CPS = {result['sacps_over_cps']:.2f} in time, {result['sacps_over_cps_memory']:.2f} in peak "
-          f"memory; synthesis is {result['share_of_synthesis']:.0%} of the SA-CPS step")
+    for method in synthesis:
+        print(f"{method} : CPS = {result['over_cps'][method]:.2f} in time, {result['over_cps_memory'][method]:.2f} in "
+              f"peak memory; synthesis is {result['share_of_synthesis'][method]:.0%} of its step")
     write_result(result, "train_step", torch.device(args.device), args.output)
 
 
-def summarise(args: argparse.Namespace, seconds: dict[str, list[float]], synthesis: list[float],
+def summarise(args: argparse.Namespace, seconds: dict[str, list[float]], synthesis: dict[str, list[float]],
               memory: dict[str, float]) -> dict[str, Any]:
     median = {method: float(np.median(times)) for method, times in seconds.items()}
     return {
         "size": args.size, "batch": args.batch, "features": args.features, "preset": args.preset,
         "rounds": args.rounds, "seconds": seconds, "seconds_synthesis": synthesis, "median_seconds": median,
         "in_supervised_steps": {method: value / median["supervised"] for method, value in median.items()},
-        "sacps_over_cps": median["SA-CPS"] / median["CPS"],
-        "share_of_synthesis": float(np.median(synthesis)) / median["SA-CPS"],
-        "peak_memory_mib": memory, "sacps_over_cps_memory": memory["SA-CPS"] / memory["CPS"],
+        "over_cps": {method: median[method] / median["CPS"] for method in synthesis},
+        "share_of_synthesis": {method: float(np.median(times)) / median[method] for method, times in synthesis.items()},
+        "peak_memory_mib": memory,
+        "over_cps_memory": {method: memory[method] / memory["CPS"] for method in synthesis},
         "peak_memory_is": "of the allocator" if args.device != "cpu" else
                           "resident size of a process of its own, without the libraries",
     }
