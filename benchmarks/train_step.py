@@ -6,7 +6,8 @@
 The methods take turns within one run, because these machines are noisy; medians are compared. Peak memory is that of
 the allocator on CUDA, and that of a process of its own for each method on the CPU. The batch is phantom chest CT, and
 the networks are first trained for a few supervised steps, so that their pseudo-labels look like labels and not like
-noise (the synthesizer's cost depends on the label map). CS2 draws from superpixels here; its clusters are found offline.
+noise (the synthesizer's cost depends on the label map). CS2 draws from superpixels here, since
+its clusters are found offline.
 Writes `benchmarks/results/train_step_<device>.json`.
 """
 
