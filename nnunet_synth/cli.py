@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 from nnunet_synth import __version__
 from nnunet_synth.errors import UserError
 
-VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "edit", "quality", "evaluate",
-         "study", "demo", "doctor")
+VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "edit", "quality", "select",
+         "evaluate", "study", "demo", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"nnunet_synth {args.verb}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:     # … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains when it flushes
+        return 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise

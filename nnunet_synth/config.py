@@ -57,6 +57,8 @@ class TrainerConfig:
         synthesizer: registered name.
         synthesizer_from: a folder (…/fold_0) to load the synthesizer from; None = the one pretrained for this fold
             under this configuration, then along its `inherits_from` chain.
+        synthesizer_checkpoint: which of its models: final, one that was kept in training (step_001250), or best = the
+            one that nnunet_synth select ranked before the others of this synthesizer.
         synthesizer_preset, synthesizer_options: what `nnunet_synth pretrain` is asked for when there is none yet.
         num_styles: K of SA-CPS Eq. 2, style codes averaged a mini-batch.
         style_source: where the codes come from: labelled training slices with infection (N+), all of them (N), or the
@@ -66,7 +68,8 @@ class TrainerConfig:
         mask_outside_layout: ignore everything outside the layout (the paper: the lungs).
         label_source: what labels a synthetic image: the pseudo-label it was drawn from, or the synthesizer's own
             segmentation head.
-        synthetic_accept_threshold: lowest probability of being real of a synthetic image that is used; None = all are.
+        synthetic_accept_threshold: lowest probability of being real (by the classifier of nnunet_synth select) of a
+            synthetic image that is used; None = all are.
         pseudo_weight, synthetic_weight: λ of SA-CPS Eq. 14 and μ of SA-ST Eq. 18.
         confidence_threshold: τ of Eq. 9, for region-based labels (softmax labels use the argmax).
         ramp_up_epochs: epochs of sigmoid ramp-up of the weights of all unlabelled terms; 0 = none, None = as in the
@@ -99,6 +102,7 @@ class TrainerConfig:
 
     synthesizer: str = "sean"
     synthesizer_from: str | None = None
+    synthesizer_checkpoint: str = "final"
     synthesizer_preset: str = "default"
     synthesizer_options: Mapping[str, Any] = field(default_factory=dict)
     num_styles: int = _number(10, COUNT)
@@ -107,7 +111,7 @@ class TrainerConfig:
     augment_synthetic: str = _choice("intensity", "none")
     mask_outside_layout: bool = False
     label_source: str = _choice("pseudo", "head")
-    synthetic_accept_threshold: float | None = _number(None, PROBABILITY)
+    synthetic_accept_threshold: float | None = _number(None, FRACTION)
 
     pseudo_weight: float = _number(0.5, WEIGHT)
     synthetic_weight: float = _number(0.5, WEIGHT)

@@ -15,6 +15,7 @@ training (EMA), as everywhere in this house.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,11 @@ from nnunet_synth.synthesizers.blocks import init_normal
 from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
 from nnunet_synth.synthesizers.feature_set import as_feature_set
 from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, weights_of_classes
+from nnunet_synth.synthesizers.options import check_choices
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
 
 PAPER_EPOCHS = (10, 50, 100, 200)
-DIVERSITIES = ("none", "dropout")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class LcGANConfig:
     discriminator_lr: float = 2e-4
 
     def __post_init__(self) -> None:
-        if self.diversity not in DIVERSITIES:
-            raise UserError(f"diversity {self.diversity!r} is unknown; known: {', '.join(DIVERSITIES)}")
+        check_choices(self, diversity=("none", "dropout"))
         if self.diversity == "dropout" and self.dropout == 0:
             raise UserError("diversity dropout needs dropout above 0")
         if not 0 <= self.dropout < 1:
@@ -104,55 +104,6 @@ class Generator(nn.Module):
     def forward(self, one_hot: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[N, S, H, W] → [N, C, H, W]; a generator turns dropout on in eval mode."""
         return torch.tanh(self.unet(one_hot, generator))
-
-
-class LcGAN(Synthesizer):
-    """Semantic classes of a request → image; one and the same for the same label, unless it draws with dropout."""
-
-    name = "lcgan"
-    Config = LcGANConfig
-    PRESETS = {"tiny": LcGANConfig(**TINY), "default": LcGANConfig(), "paper": LcGANConfig(**PAPER)}
-
-    def __init__(self, meta: SynthMeta, config: LcGANConfig) -> None:
-        super().__init__(meta, config)
-        self.generator = Generator(config, len(meta.semantic), len(meta.channel_names))
-
-    @classmethod
-    def build(cls, meta: SynthMeta, config: LcGANConfig) -> LcGAN:
-        return cls(meta, config)
-
-    @property
-    def divisor(self) -> int:
-        return self.generator.unet.divisor
-
-    def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
-        return [LcGANStage(self, self.config.num_steps if steps is None else steps, perceptual)]
-
-    def _decode(self, request: Prepared) -> Tensor:
-        noise = request.generator if self.config.diversity == "dropout" else None
-        return self.generator(self.meta.semantic.one_hot(request.semantic), noise)
-
-
-class Pix2Pix(LcGAN):
-    """Isola et al.: half the discriminator's loss, and a learning rate that falls to zero over the second half."""
-
-    name = "pix2pix"
-
-    def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
-        return [Pix2PixStage(self, self.config.num_steps if steps is None else steps, perceptual)]
-
-
-class EnhancedPix2Pix(LcGAN):
-    """pix2pix with the mixed reconstruction loss, in a single stage: the baseline of CoSinGAN, 4.2."""
-
-    name = "enhanced_pix2pix"
-    takes_feature_set = True
-    Config = EnhancedPix2PixConfig
-    PRESETS = {"tiny": EnhancedPix2PixConfig(**TINY), "default": EnhancedPix2PixConfig(),
-               "paper": EnhancedPix2PixConfig(**PAPER)}
-
-    def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
-        return [EnhancedPix2PixStage(self, self.config.num_steps if steps is None else steps, perceptual)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -208,3 +159,53 @@ class EnhancedPix2PixStage(Pix2PixStage):
     def reconstruction(self, real: Tensor, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
         mixed = self.mixed.to(real.device)(fake, real, batch["semantic"])
         return {**super().reconstruction(real, fake, batch), **mixed}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The synthesizers
+
+
+class LcGAN(Synthesizer):
+    """Semantic classes of a request → image; one and the same for the same label, unless it draws with dropout."""
+
+    name = "lcgan"
+    Config = LcGANConfig
+    PRESETS = {"tiny": LcGANConfig(**TINY), "default": LcGANConfig(), "paper": LcGANConfig(**PAPER)}
+    stage_class: ClassVar[type[LcGANStage]] = LcGANStage
+
+    def __init__(self, meta: SynthMeta, config: LcGANConfig) -> None:
+        super().__init__(meta, config)
+        self.generator = Generator(config, len(meta.semantic), len(meta.channel_names))
+
+    @classmethod
+    def build(cls, meta: SynthMeta, config: LcGANConfig) -> LcGAN:
+        return cls(meta, config)
+
+    @property
+    def divisor(self) -> int:
+        return self.generator.unet.divisor
+
+    def stages(self, steps: int | None = None, perceptual: nn.Module | None = None) -> list[Stage]:
+        return [self.stage_class(self, self.config.num_steps if steps is None else steps, perceptual)]
+
+    def _decode(self, request: Prepared) -> Tensor:
+        noise = request.generator if self.config.diversity == "dropout" else None
+        return self.generator(self.meta.semantic.one_hot(request.semantic), noise)
+
+
+class Pix2Pix(LcGAN):
+    """Isola et al.: half the discriminator's loss, and a learning rate that falls to zero over the second half."""
+
+    name = "pix2pix"
+    stage_class = Pix2PixStage
+
+
+class EnhancedPix2Pix(LcGAN):
+    """pix2pix with the mixed reconstruction loss, in a single stage: the baseline of CoSinGAN, 4.2."""
+
+    name = "enhanced_pix2pix"
+    takes_feature_set = True
+    Config = EnhancedPix2PixConfig
+    PRESETS = {"tiny": EnhancedPix2PixConfig(**TINY), "default": EnhancedPix2PixConfig(),
+               "paper": EnhancedPix2PixConfig(**PAPER)}
+    stage_class = EnhancedPix2PixStage

@@ -93,14 +93,15 @@ class ConfiguredTrainer(nnUNetTrainer):
 
     @classmethod
     def check_settings(cls, settings: TrainerConfig) -> None:
-        """Raise UserError for settings that this trainer has no use for."""
-        if settings.synthetic_accept_threshold is not None:
-            raise UserError("synthetic_accept_threshold needs the real-against-synthetic classifier of nnunet_synth "
-                            "select, which this version does not have; set it to null")
+        """Raise UserError for settings that this trainer cannot follow."""
 
     # -- setting up --------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
+        if self.device.type == "cpu" and "OMP_NUM_THREADS" in os.environ:
+            # nnUNetv2_train takes all cores whatever the user said; threads that wait for one another where other work
+            # is going on take several times as long as one would.
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
         if self.settings.seed is not None:
             seed = self.settings.seed + self.local_rank
             random.seed(seed)

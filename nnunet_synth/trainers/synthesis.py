@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,6 +16,7 @@ from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.intensity_augmentation import augment_intensity
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.errors import UserError
+from nnunet_synth.selection.acceptance import AcceptanceGate, find_checkpoint, load_gate
 from nnunet_synth.synthesizers.base import StyleOptions, Synthesizer, SynthRequest, SynthResult
 from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
 from nnunet_synth.trainers.loss_terms import Synthesize
@@ -49,13 +50,15 @@ class Synthesis:
         synthesizer: in eval mode, on the training device.
         seed: of its own random numbers; None = not seeded.
         ignore_axes: spatial axes along which the intensity augmentation of this plan does not blur.
+        gate: which images are good enough; None = all are.
     """
 
     def __init__(self, synthesizer: Synthesizer, settings: TrainerConfig, device: torch.device, seed: int | None,
-                 ignore_axes: tuple[int, ...] | None = None) -> None:
+                 ignore_axes: tuple[int, ...] | None = None, gate: AcceptanceGate | None = None) -> None:
         self.synthesizer = synthesizer
         self.settings = settings
         self.ignore_axes = ignore_axes
+        self.gate = gate
         self.generator = torch.Generator(device)
         if seed is None:
             self.generator.seed()
@@ -73,7 +76,8 @@ class Synthesis:
         """The synthesizer of this fold, with its style pool; and warnings to print.
 
         Raises:
-            UserError: there is none (the line to run is named), or it does not fit this dataset, plans or fold.
+            UserError: there is none (the line to run is named), it does not fit this dataset, plans or fold, or its
+                images are to be filtered and nnunet_synth select has not seen it.
         """
         folder = find_synthesizer_folder(experiment, settings)
         synthesizer = load_synthesizer(folder, device)
@@ -82,11 +86,16 @@ class Synthesis:
             plans_sha256=experiment.plans_sha256, val_ids=experiment.val_ids, test_ids=experiment.test_ids,
             patch_size=experiment.configuration_manager.patch_size,
             spacing=experiment.configuration_manager.spacing, pretrain_command=pretrain_command(experiment, settings))
+        gate = None
+        if settings.synthetic_accept_threshold is not None:
+            gate = load_gate(folder, synthesizer.meta, settings.synthetic_accept_threshold, device,
+                             select_command(experiment, settings))
+            warnings += _other_size(gate, experiment)
         synthesizer.style = StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
         synthesizer.label_source = settings.label_source
         synthesizer.check_label_source()
         synthesizer.fit_pool(FoldSlices(experiment, experiment.train_ids))
-        return cls(synthesizer, settings, device, seed, ignore_axes), warnings
+        return cls(synthesizer, settings, device, seed, ignore_axes, gate), warnings
 
     def draw(self, labels: Tensor, batch: UnlabelledBatch) -> SynthResult:
         """One call for all label sets of a step.
@@ -101,14 +110,21 @@ class Synthesis:
         result = self.synthesizer.synthesize(SynthRequest(
             label=labels, image=request.image, layout=request.layout, cluster=request.cluster, valid=request.valid,
             generator=self.generator))
+        if self.gate is not None:
+            result = self._filtered(result, request.valid)
         if self.settings.augment_synthetic == "intensity":
             # Otherwise the networks could tell synthetic images by their cleanliness.
             augmented = augment_intensity(result.image, self.generator, self.ignore_axes)
             # What lies outside the scan came, augmented as it is, from the unlabelled image: left alone.
             augmented = torch.where(request.valid[:, None], augmented, result.image)
-            result = SynthResult(image=augmented, label=result.label, ok=result.ok, aux=result.aux)
+            result = replace(result, image=augmented)
         self.seconds = self._now() - started
         return result
+
+    def _filtered(self, result: SynthResult, valid: Tensor) -> SynthResult:
+        """LcGAN's acceptance: what hardly looks real is not learnt from. Judged as drawn, before any augmentation."""
+        accepted = self.gate.accepts(result.image, valid)
+        return replace(result, ok=result.ok & accepted, aux={**result.aux, "rejected": result.ok & ~accepted})
 
     def _now(self) -> float:
         if self.generator.device.type == "cuda":
@@ -117,14 +133,21 @@ class Synthesis:
 
     def state(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "pool": self.synthesizer.pool_definition(),
-                "synthesizer": self.synthesizer.name}
+                "synthesizer": self.synthesizer.name, "gate": self._gate_facts}
+
+    @property
+    def _gate_facts(self) -> dict[str, Any] | None:
+        return None if self.gate is None else self.gate.facts
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError when the run was made with another synthesizer or another style pool."""
+        """Raises UserError when the run was made with another synthesizer, style pool or filter of images."""
         now = (self.synthesizer.name, self.synthesizer.pool_definition())
         if (state["synthesizer"], state["pool"]) != now:
             raise UserError(f"the run was made with synthesizer {state['synthesizer']} and style pool {state['pool']}, "
                             f"now they are {now[0]} and {now[1]}: restore them, or start again without --c")
+        if state.get("gate") != self._gate_facts:
+            raise UserError(f"the run was made with the filter of synthetic images {state.get('gate')}, now it is "
+                            f"{self._gate_facts}: restore it, or start again without --c")
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -174,13 +197,17 @@ class DrawsSynthetic:
     def scalars(self, results: dict[str, Any]) -> dict[str, np.ndarray]:
         values = super().scalars(results)
         if self.synthesis is not None:
-            values["synthetic_used"] = results["synthetic"].ok.float().mean().cpu().numpy()
+            drawn = results["synthetic"]
+            values["synthetic_used"] = drawn.ok.float().mean().cpu().numpy()
+            if "rejected" in drawn.aux:
+                values["synthetic_rejected"] = drawn.aux["rejected"].float().mean().cpu().numpy()
             values["seconds_synthesis"] = np.array(self.synthesis.seconds)
         return values
 
 
 def find_synthesizer_folder(experiment: Experiment, settings: TrainerConfig) -> Path:
-    """The synthesizer pretrained for this fold: under this configuration, or along its `inherits_from` chain."""
+    """The synthesizer pretrained for this fold: under this configuration, or along its `inherits_from` chain; of its
+    models the one that `synthesizer_checkpoint` names."""
     if settings.synthesizer_from is not None:
         folders = [Path(settings.synthesizer_from)]
     else:
@@ -188,7 +215,7 @@ def find_synthesizer_folder(experiment: Experiment, settings: TrainerConfig) -> 
                    for configuration in experiment.configuration_chain()]
     for folder in folders:
         if (folder / "meta.json").exists():
-            return folder
+            return find_checkpoint(folder, settings.synthesizer_checkpoint, select_command(experiment, settings))
     raise UserError(f"no synthesizer at {' or '.join(map(str, folders))}: first run "
                     f"{pretrain_command(experiment, settings)}")
 
@@ -203,3 +230,19 @@ def pretrain_command(experiment: Experiment, settings: TrainerConfig) -> str:
         parts += ["-p", experiment.plans_name]
     parts += [f"--option {key}={value}" for key, value in settings.synthesizer_options.items()]
     return " ".join(parts)
+
+
+def select_command(experiment: Experiment, settings: TrainerConfig) -> str:
+    """The line that ranks the models of this synthesizer and trains the filter of its images."""
+    plans = "" if experiment.plans_name == "nnUNetPlans" else f" -p {experiment.plans_name}"
+    return (f"nnunet_synth select {experiment.dataset_name[7:10]} {experiment.configuration} {experiment.fold} "
+            f"--synthesizer {settings.synthesizer}{plans}")
+
+
+def _other_size(gate: AcceptanceGate, experiment: Experiment) -> list[str]:
+    """A warning where the filter learnt from images of another size than it will see."""
+    learnt, wanted = gate.record.patch_size, list(experiment.configuration_manager.patch_size)[-2:]
+    if learnt == wanted:
+        return []
+    return [f"the classifier of synthetic_accept_threshold learnt from images of {learnt} pixels and will judge "
+            f"{wanted}: run nnunet_synth select under the configuration {experiment.configuration}"]

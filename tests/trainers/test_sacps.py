@@ -179,11 +179,6 @@ def test_resume_from_a_stock_or_damaged_checkpoint(planned_dataset: Path) -> Non
         trainer.load_checkpoint(str(path))
 
 
-def test_settings_that_need_a_later_version_are_refused(planned_dataset: Path) -> None:
-    with pytest.raises(UserError, match="synthetic_accept_threshold"):
-        make_trainer(CPSTrainer, planned_dataset, synthetic_accept_threshold=0.1)
-
-
 def test_a_label_head_that_the_synthesizer_lacks_is_refused(planned_dataset: Path) -> None:
     save_untrained_sean()
     with pytest.raises(UserError, match="sean has none"):
