@@ -88,8 +88,10 @@ def test_a_refused_slice_does_not_cost_the_old_model(experiment):
 
 
 def test_flags_of_cosingan_are_refused_by_others(planned_dataset):
-    with pytest.raises(UserError, match="synthesizer sean has no option 'max_scale'"):
-        run("--synthesizer", "sean", "--max-scale", "64", "--option", "ngf=8")
+    for flag in (["--max-scale", "64"], ["--slices", "auto"]):
+        with pytest.raises(UserError, match=f"synthesizer sean has no option '{flag[0][2:].replace('-', '_')}'"):
+            command.pretrain(DATASET_ID, "2d", 0, synthesizer="sean", device="cpu",
+                             **{"max_scale": 64} if "64" in flag else {"chosen_slices": ["auto"]})
 
 
 def test_the_folds_own_network_and_vgg_at_once(experiment, monkeypatch):

@@ -27,7 +27,7 @@ pytest.importorskip("kornia")
 @pytest.mark.parametrize(("size", "options"), [
     (32, {}),
     (48, {"num_models": 2, "image_fusion": True, "dropout": True, "num_channels": 2}),
-    (32, {"condition": "concat"}),
+    (32, {"condition": "concat", "ms_ssim_weight": 1.0}),
     (32, {"condition": "onehot", "randomised_condition": False, "reuse_weights": False}),
 ])
 def test_contract(size, options):
@@ -148,7 +148,7 @@ def run(folder, cosingan, **options):
                     samples_every=10 ** 6, checkpoint_every=1, **options)
 
 
-SHORT = {"fitting_steps": 2, "restoring_steps": 1, "num_models": 2}
+SHORT = {"fitting_steps": 2, "restoring_steps": 1, "num_models": 2, "ms_ssim_weight": 1.0}
 
 
 def test_one_part_is_trained_at_a_time_and_hands_its_weights_on(tmp_path, watched):
@@ -255,7 +255,7 @@ class Features(nn.Module):
 
 
 def test_the_loss_is_made_of_what_is_at_hand():
-    cosingan = make()
+    cosingan = make(ms_ssim_weight=1.0)
     one, both = Features(2.0), FeatureSet(Features(2.0), Features(3.0))
     terms = {}
     for name, features in (("none", None), ("one", one), ("both", both)):
@@ -368,6 +368,8 @@ def test_what_is_half_trained_draws_with_what_it_has(tmp_path):
     cosingan.trained_parts[:] = torch.tensor([4, 2])
     finished = drawn(cosingan, 0)
     assert not torch.equal(finished, first) and torch.equal(drawn(cosingan, 9), finished), "only the finished one"
+    cosingan.config = replace(cosingan.config, image_fusion=True)
+    assert torch.equal(drawn(cosingan, 9), finished), "there is no other one to mix it with"
 
 
 def test_a_checkpoint_holds_no_discriminator_and_knows_its_slices(tmp_path):
