@@ -29,7 +29,7 @@ from nnunet_synth.selection.judging import Judged
 from nnunet_synth.selection.ranking import Score, TrainedAcceptance
 from nnunet_synth.synthesizers.gallery import write_gallery
 
-COLUMNS = ("label", "image", "found by the segmenter")
+COLUMNS = ("label", "image", "found")
 CSV_FIELDS = ("rank", "name", "synthesizer", "checkpoint", "steps", "mean_rank", "fcn_dice", "laplacian_variance",
               "laplacian_ratio", "high_frequency_share", "acceptance", "probability_real", "images", "drawable",
               "judged_images", "rank_fcn_dice", "rank_sharpness", "rank_acceptance", "folder")
