@@ -17,6 +17,7 @@ from nnunet_synth.synthesizers.base import Synthesizer, SynthRequest, SynthResul
 from nnunet_synth.synthesizers.checkpoint import save_synthesizer
 from nnunet_synth.synthesizers.options import make_config
 from nnunet_synth.synthesizers.sean import SEAN
+from nnunet_synth.trainers import SACPSTrainer
 from nnunet_synth.trainers.configured import ConfiguredTrainer, unwrap
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "preview_every": 0}
@@ -105,3 +106,19 @@ def train_until_killed(trainer: nnUNetTrainer, num_epochs: int) -> None:
     trainer.on_epoch_end = on_epoch_end
     with pytest.raises(KeyboardInterrupt):
         trainer.run_training()
+
+
+def train_whole_and_resumed(root: Path, **settings: object) -> None:
+    """SA-CPS of two epochs, twice: in one go, and killed after the first and resumed. Both end alike, bit by bit."""
+    settings = {"seed": 7, "num_epochs": 2, "save_every": 1, **settings}
+    whole = make_trainer(SACPSTrainer, root, **settings)
+    whole.run_training()
+    expected = whole.epoch_log.read()[-1]["loss_synthetic"]     # of a file that the next run overwrites
+
+    train_until_killed(make_trainer(SACPSTrainer, root, **settings), num_epochs=1)
+    torch.manual_seed(99)       # whatever happened in between
+    continued = resumed(SACPSTrainer, root, **settings)
+    assert continued.current_epoch == 1
+    continued.run_training()
+    assert same_weights(whole, continued)
+    assert continued.epoch_log.read()[-1]["loss_synthetic"] == expected != 0

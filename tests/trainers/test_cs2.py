@@ -10,17 +10,9 @@ import torch
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.cs2 import CS2
 from nnunet_synth.trainers import SACPSTrainer, SASTTrainer
-from tests.trainers.runs import (
-    make_trainer,
-    resumed,
-    same_weights,
-    save_untrained,
-    spy_on_draws,
-    train_stock,
-    train_until_killed,
-)
+from tests.trainers.runs import make_trainer, save_untrained, spy_on_draws, train_stock, train_whole_and_resumed
 
-WITH_CS2 = {"synthesizer": "cs2", "seed": 7, "num_epochs": 2, "save_every": 1}
+WITH_CS2 = {"synthesizer": "cs2", "seed": 7, "num_epochs": 1}
 
 
 @pytest.fixture
@@ -33,29 +25,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_sacps_resumes_exactly_with_either_source_of_labels(planned_dataset: Path, drawn: list[tuple],
                                                            label_source: str) -> None:
     save_untrained(CS2)
-    settings = {**WITH_CS2, "label_source": label_source}
-    whole = make_trainer(SACPSTrainer, planned_dataset, **settings)
-    whole.run_training()
+    train_whole_and_resumed(planned_dataset, synthesizer="cs2", label_source=label_source)
     styles = torch.cat([style for _, _, style in drawn])
     assert len(drawn) >= 4 and len(styles) == len(drawn) and len(styles.unique(dim=0)) > 1
     for request, result, _ in drawn:
         same = torch.equal(request.label, result.label)
         assert same if label_source == "pseudo" else not same
 
-    train_until_killed(make_trainer(SACPSTrainer, planned_dataset, **settings), num_epochs=1)
-    torch.manual_seed(99)       # whatever happened in between
-    continued = resumed(SACPSTrainer, planned_dataset, **settings)
-    assert continued.current_epoch == 1
-    continued.run_training()
-    assert same_weights(whole, continued)
-    assert continued.epoch_log.read()[-1]["loss_synthetic"] == whole.epoch_log.read()[-1]["loss_synthetic"] != 0
-
 
 @pytest.mark.parametrize("label_source", ["pseudo", "head"])
 def test_sast_draws_for_its_teachers_labels(planned_dataset: Path, drawn: list[tuple], label_source: str) -> None:
     save_untrained(CS2)
     train_stock(planned_dataset)
-    trainer = make_trainer(SASTTrainer, planned_dataset, **{**WITH_CS2, "num_epochs": 1}, label_source=label_source)
+    trainer = make_trainer(SASTTrainer, planned_dataset, **WITH_CS2, label_source=label_source)
     trainer.run_training()
     assert drawn and all(torch.equal(request.label, result.label) == (label_source == "pseudo")
                          for request, result, _ in drawn)

@@ -12,17 +12,9 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.checkpoint import kept_checkpoint
 from nnunet_synth.synthesizers.lcgan import LcGAN
 from nnunet_synth.trainers import SACPSTrainer, SASTTrainer
-from tests.trainers.runs import (
-    make_trainer,
-    resumed,
-    same_weights,
-    save_untrained,
-    spy_on_draws,
-    train_stock,
-    train_until_killed,
-)
+from tests.trainers.runs import make_trainer, save_untrained, spy_on_draws, train_stock, train_whole_and_resumed
 
-WITH_LCGAN = {"synthesizer": "lcgan", "seed": 7, "num_epochs": 2, "save_every": 1}
+WITH_LCGAN = {"synthesizer": "lcgan", "seed": 7, "num_epochs": 1}
 
 
 @pytest.fixture
@@ -32,24 +24,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 def test_sacps_resumes_exactly_with_dropout_for_diversity(planned_dataset: Path, drawn: list[tuple]) -> None:
     save_untrained(LcGAN, dropout=0.5, diversity="dropout")
-    whole = make_trainer(SACPSTrainer, planned_dataset, **WITH_LCGAN)
-    whole.run_training()
-    expected = whole.epoch_log.read()[-1]["loss_synthetic"]
+    train_whole_and_resumed(planned_dataset, synthesizer="lcgan")
     assert len(drawn) >= 4 and all(torch.equal(request.label, result.label) for request, result in drawn)
-
-    train_until_killed(make_trainer(SACPSTrainer, planned_dataset, **WITH_LCGAN), num_epochs=1)
-    torch.manual_seed(99)       # whatever happened in between
-    continued = resumed(SACPSTrainer, planned_dataset, **WITH_LCGAN)
-    assert continued.current_epoch == 1
-    continued.run_training()
-    assert same_weights(whole, continued)
-    assert continued.epoch_log.read()[-1]["loss_synthetic"] == expected != 0
 
 
 def test_sast_draws_for_its_teachers_labels(planned_dataset: Path, drawn: list[tuple]) -> None:
     save_untrained(LcGAN)
     train_stock(planned_dataset)
-    trainer = make_trainer(SASTTrainer, planned_dataset, **{**WITH_LCGAN, "num_epochs": 1})
+    trainer = make_trainer(SASTTrainer, planned_dataset, **WITH_LCGAN)
     trainer.run_training()
     assert drawn and all(result.image.shape == request.image.shape for request, result in drawn)
     assert trainer.epoch_log.read()[-1]["loss_synthetic"] != 0
@@ -57,7 +39,7 @@ def test_sast_draws_for_its_teachers_labels(planned_dataset: Path, drawn: list[t
 
 def test_volumes_are_drawn_slice_by_slice(planned_dataset: Path, drawn: list[tuple]) -> None:
     save_untrained(LcGAN, "3d_fullres")
-    trainer = make_trainer(SACPSTrainer, planned_dataset, "3d_fullres", **{**WITH_LCGAN, "num_epochs": 1})
+    trainer = make_trainer(SACPSTrainer, planned_dataset, "3d_fullres", **WITH_LCGAN)
     trainer.run_training()
     assert all(request.label.ndim == 4 and torch.isfinite(result.image).all() for request, result in drawn)
     assert trainer.epoch_log.read()[-1]["loss_synthetic"] != 0
@@ -70,7 +52,7 @@ def test_an_earlier_model_can_be_trained_with(planned_dataset: Path) -> None:
     for name in ("meta.json", "model.safetensors"):
         shutil.copy(home / name, kept)
     (home / "model.safetensors").write_bytes(b"not looked at")
-    settings = {**WITH_LCGAN, "num_epochs": 1, "synthesizer_checkpoint": "step_000030"}
+    settings = {**WITH_LCGAN, "synthesizer_checkpoint": "step_000030"}
     trainer = make_trainer(SACPSTrainer, planned_dataset, **settings)
     trainer.run_training()
     assert trainer.epoch_log.read()[-1]["loss_synthetic"] != 0

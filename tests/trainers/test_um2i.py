@@ -10,17 +10,9 @@ import torch
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.um2i import UM2I
 from nnunet_synth.trainers import SACPSTrainer, SASTTrainer
-from tests.trainers.runs import (
-    make_trainer,
-    resumed,
-    same_weights,
-    save_untrained,
-    spy_on_draws,
-    train_stock,
-    train_until_killed,
-)
+from tests.trainers.runs import make_trainer, save_untrained, spy_on_draws, train_stock, train_whole_and_resumed
 
-WITH_UM2I = {"synthesizer": "um2i", "seed": 7, "num_epochs": 2, "save_every": 1}
+WITH_UM2I = {"synthesizer": "um2i", "seed": 7, "num_epochs": 1}
 
 
 @pytest.fixture
@@ -33,28 +25,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_sacps_resumes_exactly_with_either_source_of_labels(planned_dataset: Path, drawn: list[tuple],
                                                            label_source: str) -> None:
     save_untrained(UM2I)
-    settings = {**WITH_UM2I, "label_source": label_source}
-    whole = make_trainer(SACPSTrainer, planned_dataset, **settings)
-    whole.run_training()
+    train_whole_and_resumed(planned_dataset, synthesizer="um2i", label_source=label_source)
     for request, result in drawn:
         same = torch.equal(request.label, result.label)
         assert same if label_source == "pseudo" else not same
     assert len(drawn) >= 4
-
-    train_until_killed(make_trainer(SACPSTrainer, planned_dataset, **settings), num_epochs=1)
-    torch.manual_seed(99)       # whatever happened in between
-    continued = resumed(SACPSTrainer, planned_dataset, **settings)
-    assert continued.current_epoch == 1
-    continued.run_training()
-    assert same_weights(whole, continued)
-    assert continued.epoch_log.read()[-1]["loss_synthetic"] == whole.epoch_log.read()[-1]["loss_synthetic"] != 0
 
 
 @pytest.mark.parametrize("label_source", ["pseudo", "head"])
 def test_sast_draws_for_its_teachers_labels(planned_dataset: Path, drawn: list[tuple], label_source: str) -> None:
     save_untrained(UM2I)
     train_stock(planned_dataset)
-    trainer = make_trainer(SASTTrainer, planned_dataset, **{**WITH_UM2I, "num_epochs": 1}, label_source=label_source)
+    trainer = make_trainer(SASTTrainer, planned_dataset, **WITH_UM2I, label_source=label_source)
     trainer.run_training()
     assert drawn and all(torch.equal(request.label, result.label) == (label_source == "pseudo")
                          for request, result in drawn)
@@ -64,7 +46,7 @@ def test_sast_draws_for_its_teachers_labels(planned_dataset: Path, drawn: list[t
 
 def test_volumes_are_drawn_slice_by_slice(planned_dataset: Path, drawn: list[tuple]) -> None:
     save_untrained(UM2I, "3d_fullres")
-    trainer = make_trainer(SACPSTrainer, planned_dataset, "3d_fullres", **{**WITH_UM2I, "num_epochs": 1})
+    trainer = make_trainer(SACPSTrainer, planned_dataset, "3d_fullres", **WITH_UM2I)
     trainer.run_training()
     assert all(request.label.ndim == 4 and torch.isfinite(result.image).all() for request, result in drawn)
     assert trainer.epoch_log.read()[-1]["loss_synthetic"] != 0
