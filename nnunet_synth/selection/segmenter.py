@@ -10,7 +10,7 @@ import torch
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.segmentation import PseudoLabels
-from nnunet_synth.trainers.teacher import CHECKPOINT, Teacher, load_teacher
+from nnunet_synth.trainers.teacher import Teacher, final_checkpoints, load_teacher, stock_folders, trained_on
 
 
 class Segmenter:
@@ -53,22 +53,19 @@ def load_segmenter(experiment: Experiment, name: str | None, device: str) -> Seg
 
 def _find(experiment: Experiment, name: str | None) -> Path:
     if name is None:
-        folders = [experiment.results_folder / f"nnUNetTrainer__{experiment.plans_name}__{configuration}"
-                   for configuration in experiment.configuration_chain()]
+        folders = stock_folders(experiment)
     elif Path(name).is_dir():
         folders = [Path(name)]
     else:
         folders = [experiment.results_folder / name]
-    checkpoints = [folder / f"fold_{experiment.fold}" / CHECKPOINT for folder in folders]
+    checkpoints = final_checkpoints(experiment, folders)
     for checkpoint in checkpoints:
         if checkpoint.is_file():
             return checkpoint
-    trained = sorted(path.parents[1].name
-                     for path in experiment.results_folder.glob(f"*__*__*/fold_{experiment.fold}/{CHECKPOINT}"))
     raise UserError(f"no segmenter at {' or '.join(map(str, checkpoints))}: train it (nnUNetv2_train "
                     f"{experiment.dataset_name[7:10]} {experiment.configuration_chain()[-1]} {experiment.fold}), name "
                     f"another with --segmenter TRAINER__PLANS__CONFIG (trained on this fold: "
-                    f"{', '.join(trained) or 'none'}), or rank without one (--segmenter none)")
+                    f"{trained_on(experiment)}), or rank without one (--segmenter none)")
 
 
 def _lowest(experiment: Experiment) -> list[float]:

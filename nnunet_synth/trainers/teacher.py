@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,24 @@ _SPLIT_LINE = re.compile(r"^(\S+ \S+): This split has (\d+) training and (\d+) v
 # Which one
 
 
+def final_checkpoints(experiment: Experiment, folders: Sequence[Path]) -> list[Path]:
+    """Where the final checkpoints of this fold are, or would be, in results folders."""
+    return [folder / f"fold_{experiment.fold}" / CHECKPOINT for folder in folders]
+
+
+def stock_folders(experiment: Experiment) -> list[Path]:
+    """Results folders of stock nnU-Net under this configuration, then along its `inherits_from` chain."""
+    return [experiment.results_folder / f"nnUNetTrainer__{experiment.plans_name}__{configuration}"
+            for configuration in experiment.configuration_chain()]
+
+
+def trained_on(experiment: Experiment) -> str:
+    """Names of all results folders of the dataset that are trained to their end on this fold, for a message."""
+    names = sorted(path.parents[1].name
+                   for path in experiment.results_folder.glob(f"*__*__*/fold_{experiment.fold}/{CHECKPOINT}"))
+    return ", ".join(names) or "none"
+
+
 def find_teacher(experiment: Experiment, name: str | None) -> Path:
     """The final checkpoint of the teacher's training on the fold of `experiment`.
 
@@ -50,8 +68,7 @@ def find_teacher(experiment: Experiment, name: str | None) -> Path:
         UserError: there is none, or it is not trained to its end.
     """
     if name is None:
-        folders = [experiment.results_folder / f"nnUNetTrainer__{experiment.plans_name}__{configuration}"
-                   for configuration in experiment.configuration_chain()]
+        folders = stock_folders(experiment)
     elif "/" in name or "\\" in name:
         folders = [Path(name)]
     elif len(name.split("__")) == 3:
@@ -59,15 +76,13 @@ def find_teacher(experiment: Experiment, name: str | None) -> Path:
     else:
         raise UserError(f"teacher {name!r} is no results folder: give TRAINER__PLANS__CONFIGURATION, for example "
                         f"SACPSTrainer__{experiment.plans_name}__{experiment.configuration}, or a path with a slash")
-    checkpoints = [folder / f"fold_{experiment.fold}" / CHECKPOINT for folder in folders]
+    checkpoints = final_checkpoints(experiment, folders)
     for checkpoint in checkpoints:
         if checkpoint.is_file():
             return checkpoint
-    trained = sorted(path.parents[1].name
-                     for path in experiment.results_folder.glob(f"*__*__*/fold_{experiment.fold}/{CHECKPOINT}"))
     raise UserError(f"no teacher at {' or '.join(map(str, checkpoints))}: train it on this fold"
                     f"{_training_command(experiment, folders[-1].name)}, or set teacher to another (trained on this "
-                    f"fold: {', '.join(trained) or 'none'})")
+                    f"fold: {trained_on(experiment)})")
 
 
 def _training_command(experiment: Experiment, folder_name: str) -> str:
