@@ -3,7 +3,7 @@
 "We set the pixel values of these three categories in the input conditions to 0, 128, and 255" (3.1.1); randomised
 condition (RC, Eq. 10): V_background ∈ [0, δ_b], V_lung ∈ [128 − δ_l, 128 + δ_l], V_infection ∈ [255 − δ_i, 255] with
 δ = 16, 16, 32, anew at every image scale. Here for n classes: values evenly spread from 0 to 255, and the same δ, less
-where the values of more than three classes lie closer together.
+from seven classes on, whose ranges would overlap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 WHITE = 255
-DELTA, PUBLISHED_CLASSES = 16, 3
+DELTA = 16
 
 
 def gray_values(num_classes: int) -> list[int]:
@@ -22,8 +22,8 @@ def gray_values(num_classes: int) -> list[int]:
 
 def gray_ranges(num_classes: int) -> list[tuple[int, int]]:
     """(lowest, highest) randomised gray value of each class (Eq. 10)."""
-    delta = min(DELTA, DELTA * (PUBLISHED_CLASSES - 1) // (num_classes - 1))
     values = gray_values(num_classes)
+    delta = min(DELTA, (values[1] - 1) // 3)        # the last range is 2 δ wide and its neighbour δ to its side
     return [(0, delta), *((value - delta, value + delta) for value in values[1:-1]), (WHITE - 2 * delta, WHITE)]
 
 

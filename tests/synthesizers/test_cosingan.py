@@ -25,7 +25,7 @@ pytest.importorskip("kornia")
 
 
 @pytest.mark.parametrize(("size", "options"), [
-    (32, {}),
+    (32, {"condition": "add"}),
     (48, {"num_models": 2, "image_fusion": True, "dropout": True, "num_channels": 2}),
     (32, {"condition": "concat", "ms_ssim_weight": 1.0}),
     (32, {"condition": "onehot", "randomised_condition": False, "reuse_weights": False}),
@@ -46,8 +46,8 @@ class OnlyWholeSlices(ContractSlices):
 
 
 def make(size=48, preset="tiny", **options):
-    """Untrained, with its slices chosen."""
-    config = make_config(CoSinGAN, preset, {"width": 4, "ndf": 4, "batch_size": 2, **options})
+    """Untrained, with its slices chosen; of the published form unless `options` say otherwise."""
+    config = make_config(CoSinGAN, preset, {"width": 4, "ndf": 4, "batch_size": 2, "condition": "add", **options})
     torch.manual_seed(0)
     cosingan = CoSinGAN.build(contract_meta("cosingan", asdict(config), 1, size), config)
     cosingan.prepare_training(OnlyWholeSlices(size))
@@ -87,7 +87,7 @@ def test_every_scale_has_a_discriminator_with_an_answer(number):
 
 
 def test_conditions_are_added_and_restoring_sees_the_image_alone():
-    config = make_config(CoSinGAN, "tiny", {"width": 4})
+    config = make_config(CoSinGAN, "tiny", {"width": 4, "condition": "add"})
     pyramid = Pyramid(config, find_scales([48, 48]), 1, 0)
     given = []
     for part in pyramid.parts:
