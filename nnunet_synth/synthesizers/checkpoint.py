@@ -128,16 +128,14 @@ def load_train_state(folder: str | Path) -> dict[str, Any]:
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with open(path, "rb") as file:
-            beginning = file.read(4)
+        return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: pretrain the synthesizer again") from error
-    if beginning.startswith(_PICKLE_MAGIC):
-        raise UserError(f"{path} is a pickle, not safetensors; pickles can run any code and are never loaded: "
-                        "pretrain the synthesizer again")
-    try:
-        return load_file(path)
     except SafetensorError as error:
+        # Only now: safetensors begin with a length, whose first byte may be a pickle's, too.
+        if path.read_bytes()[:4].startswith(_PICKLE_MAGIC):
+            raise UserError(f"{path} is a pickle, not safetensors; pickles can run any code and are never loaded: "
+                            "pretrain the synthesizer again") from error
         raise UserError(f"{path} is truncated or damaged ({_first_line(error)}): copy it again, or pretrain the "
                         "synthesizer again") from error
 

@@ -63,10 +63,10 @@ def test_killed_in_its_second_stage_and_continued_it_ends_as_if_never_stopped(ex
             raise RuntimeError("killed")
         return original(self, batch)
 
-    monkeypatch.setattr(SemiSupervisedStage, "generator_loss", dying)
-    with pytest.raises(RuntimeError, match="killed"):
-        run("--force", "--checkpoint-every", "1")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(SemiSupervisedStage, "generator_loss", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            run("--force", "--checkpoint-every", "1")
     run("--c")
     assert (folder / "model.safetensors").read_bytes() == whole
 

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers import checkpoint
@@ -72,6 +73,19 @@ def test_truncated_weights(folder):
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
+
+
+def test_a_length_that_looks_like_the_beginning_of_a_pickle(folder):
+    """The first bytes of safetensors are the length of their header, which may be 0x0280."""
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    for padding in range(0, 2000, 8):
+        save_file(state, weights, metadata={"synthesizer": "toy", "padding": "x" * padding})
+        if weights.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            break
+    else:
+        raise AssertionError("no header of such a length")
+    assert all(torch.equal(value, load_synthesizer(folder).state_dict()[name]) for name, value in state.items())
 
 
 @pytest.mark.parametrize("write", [lambda path: path.write_bytes(pickle.dumps(Bomb())),
