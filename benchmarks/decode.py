@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import process_memory
 from benchmarks.record import synchronise, write_result
 from benchmarks.sean_decode import lung_labels
 from benchmarks.segmentability import HU_WINDOW, SEMANTIC, PhantomSlices
@@ -106,19 +107,13 @@ class PeakMemory:
         else:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)                    # glibc keeps what the style pool's making has freed
-            Path("/proc/self/clear_refs").write_text("5")       # forget the former peak
-            self.before = _process_memory("VmRSS")
+            process_memory.forget_peak()
+            self.before = process_memory.resident()
 
     def grown(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
-        return _process_memory("VmHWM") - self.before
-
-
-def _process_memory(key: str) -> int:
-    """Bytes."""
-    line, = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
+        return process_memory.peak() - self.before
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
+from benchmarks import process_memory
 from benchmarks.record import synchronise, write_result
 from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.phantom import PhantomSettings, draw_case
@@ -184,18 +185,12 @@ def peak_memory(args: argparse.Namespace, method: str) -> float:
 
 def _peak_memory_of_process(args: argparse.Namespace, method: str) -> float:
     torch.set_num_threads(args.threads)
-    libraries = _resident("VmRSS")
+    libraries = process_memory.resident()
     bench = Bench(argparse.Namespace(**{**vars(args), "warm_up": 0}))
-    Path("/proc/self/clear_refs").write_text("5")       # forget the high-water mark of building
+    process_memory.forget_peak()        # that of building
     for _ in range(3):
         bench.step(method)
-    return (_resident("VmHWM") - libraries) / 1024
-
-
-def _resident(key: str) -> int:
-    """KiB of this process, from /proc."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+    return (process_memory.peak() - libraries) / 2 ** 20
 
 
 def main() -> None:

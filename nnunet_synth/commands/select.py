@@ -129,12 +129,12 @@ def _drawer(candidate: Candidate, experiment: Experiment, slices: FoldSlices, de
     """A model with its style pool, as the trainers of this configuration would have it."""
     from nnunet_synth.config import TrainerConfig
     from nnunet_synth.selection.judging import drawing
-    from nnunet_synth.synthesizers.base import StyleOptions
     from nnunet_synth.synthesizers.checkpoint import load_synthesizer
+    from nnunet_synth.trainers.synthesis import style_options
     settings = TrainerConfig.from_plans_configuration(
         experiment.configuration_manager.configuration.get("nnunet_synth", {}))
     synthesizer = load_synthesizer(candidate.folder, device)
-    synthesizer.style = StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
+    synthesizer.style = style_options(settings)
     synthesizer.fit_pool(slices)
     return drawing(synthesizer, seed)
 

@@ -30,7 +30,6 @@ from nnunet_synth.synthesizers.checkpoint import FINAL, WEIGHTS_FILE, kept_check
 FORMAT_VERSION = 1
 CLASSIFIER_FILE = "classifier.safetensors"
 SELECTION_FILE = "selection.json"
-ACCEPT_THRESHOLD = 0.1      # LcGAN's
 REAL, SYNTHETIC = CLASSES = range(2)
 MAX_IMAGES = 64             # at a time
 BEST = "best"               # the checkpoint that select put before the others of its synthesizer

@@ -10,7 +10,7 @@ import torch
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.segmentation import PseudoLabels
-from nnunet_synth.trainers.teacher import Teacher, final_checkpoints, load_teacher, stock_folders, trained_on
+from nnunet_synth.trainers.teacher import Teacher, first_trained, load_teacher, stock_folders, trained_on
 
 
 class Segmenter:
@@ -58,14 +58,11 @@ def _find(experiment: Experiment, name: str | None) -> Path:
         folders = [Path(name)]
     else:
         folders = [experiment.results_folder / name]
-    checkpoints = final_checkpoints(experiment, folders)
-    for checkpoint in checkpoints:
-        if checkpoint.is_file():
-            return checkpoint
-    raise UserError(f"no segmenter at {' or '.join(map(str, checkpoints))}: train it (nnUNetv2_train "
-                    f"{experiment.dataset_name[7:10]} {experiment.configuration_chain()[-1]} {experiment.fold}), name "
-                    f"another with --segmenter TRAINER__PLANS__CONFIG (trained on this fold: "
-                    f"{trained_on(experiment)}), or rank without one (--segmenter none)")
+    return first_trained(
+        experiment, folders, "segmenter",
+        f"train it (nnUNetv2_train {experiment.dataset_name[7:10]} {experiment.configuration_chain()[-1]} "
+        f"{experiment.fold}), name another with --segmenter TRAINER__PLANS__CONFIG (trained on this fold: "
+        f"{trained_on(experiment)}), or rank without one (--segmenter none)")
 
 
 def _lowest(experiment: Experiment) -> list[float]:

@@ -32,7 +32,7 @@ from nnunet_synth.synthesizers.conditional_stage import judge, weighted_sum
 from nnunet_synth.synthesizers.feature_set import FeatureSet, as_feature_set
 from nnunet_synth.synthesizers.gray_conditions import draw_grays, gray_values, paint_classes
 from nnunet_synth.synthesizers.hierarchical_augmentation import View, look_at_image, look_at_map, strong, weak
-from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, weights_of_classes
+from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.scales import Scale, find_scales
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
@@ -42,7 +42,7 @@ DROPOUT = 0.5       # of "applying dropout" (AD)
 
 
 @dataclass(frozen=True)
-class CoSinGANConfig:
+class CoSinGANConfig(MixedWeights):
     """CoSinGAN's hyper-parameters; the defaults are those of the preset "default"."""
 
     slices: tuple[str, ...] = (AUTO,)   # CASE:INDEX of each model's slice, or auto: the largest lesions
@@ -62,12 +62,6 @@ class CoSinGANConfig:
     elastic: float = 0.05               # of the strong one at the first scale: displacement, as a share of the side
 
     adversarial_weight: float = 1.0
-    pixel_weight: float = 10.0          # λ_WPPL
-    class_weights: tuple[float, ...] = (0.1, 0.5, 1.0)      # M of background, anatomy, labels
-    ms_ssim_weight: float = 1.0         # λ_MS-SSIM
-    ms_ssim: str = "zhao"               # | wang
-    classification_weight: float = 10.0  # λ_MS-FVL: features of VGG19, where they are at hand
-    segmentation_weight: float = 10.0   # λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand
 
     fitting_steps: int = 4000           # of G_is, at each scale of each model
     restoring_steps: int = 2000         # of G_ir
@@ -77,6 +71,7 @@ class CoSinGANConfig:
     discriminator_lr_factor: float = 1.0    # of the generator's
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.condition not in CONDITIONS:
             raise UserError(f"condition {self.condition!r} is unknown; known: {', '.join(CONDITIONS)}")
         if self.condition == "onehot" and self.randomised_condition:
@@ -89,8 +84,6 @@ class CoSinGANConfig:
             raise UserError(f"num_models is {self.num_models}, it must be at least 1")
         if self.image_fusion and self.number < 2:
             raise UserError("image_fusion mixes the images of two models: give two slices, or set num_models to 2")
-        if len(self.class_weights) != 3:
-            raise UserError("class_weights are three numbers: of the background, of the anatomy, of the labels")
 
     @property
     def number(self) -> int:

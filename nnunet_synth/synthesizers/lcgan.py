@@ -26,7 +26,7 @@ from nnunet_synth.synthesizers.base import Batch, Prepared, Stage, Synthesizer, 
 from nnunet_synth.synthesizers.blocks import init_normal
 from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
 from nnunet_synth.synthesizers.feature_set import as_feature_set
-from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, weights_of_classes
+from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
 from nnunet_synth.synthesizers.options import check_choices
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
@@ -68,21 +68,14 @@ class LcGANConfig:
 
 
 @dataclass(frozen=True)
-class EnhancedPix2PixConfig(LcGANConfig):
-    """With the mixed reconstruction loss; its weights are CoSinGAN's (Eq. 6, 7)."""
+class EnhancedPix2PixConfig(MixedWeights, LcGANConfig):
+    """With the mixed reconstruction loss in the place of L1."""
 
     l1_weight: float = 0.0
-    pixel_weight: float = 10.0          # λ_WPPL
-    class_weights: tuple[float, ...] = (0.1, 0.5, 1.0)      # M of background, anatomy, labels
-    ms_ssim_weight: float = 1.0         # λ_MS-SSIM
-    ms_ssim: str = "zhao"               # | wang
-    classification_weight: float = 10.0  # λ_MS-FVL: features of VGG19, where they are at hand
-    segmentation_weight: float = 10.0   # λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.class_weights) != 3:
-            raise UserError("class_weights are three numbers: of the background, of the anatomy, of the labels")
+        LcGANConfig.__post_init__(self)
+        MixedWeights.__post_init__(self)
 
 
 # Learns within a few hundred steps on a CPU.

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nnunet_synth.errors import UserError
 from nnunet_synth.losses.mixed_reconstruction import MultiScaleSSIMLoss, equal_weights, weighted_pixel_loss
 from nnunet_synth.losses.reconstruction import perceptual_loss
 from nnunet_synth.synthesizers.feature_set import FeatureSet
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 
-class MixedWeights(Protocol):
-    """Which configurations have a mixed loss."""
+@dataclass(frozen=True)
+class MixedWeights:
+    """What configurations with a mixed loss have in common; the defaults are CoSinGAN's (Eq. 6, 7)."""
 
-    pixel_weight: float             # λ_WPPL
-    ms_ssim_weight: float           # λ_MS-SSIM
-    ms_ssim: str                    # its form, zhao | wang
-    classification_weight: float    # λ_MS-FVL: features of VGG19, where they are at hand
-    segmentation_weight: float      # λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand
+    pixel_weight: float = 10.0          # λ_WPPL
+    class_weights: tuple[float, ...] = (0.1, 0.5, 1.0)      # M of background, anatomy, labels
+    ms_ssim_weight: float = 1.0         # λ_MS-SSIM
+    ms_ssim: str = "zhao"               # | wang
+    classification_weight: float = 10.0  # λ_MS-FVL: features of VGG19, where they are at hand
+    segmentation_weight: float = 10.0   # λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand
+
+    def __post_init__(self) -> None:
+        if len(self.class_weights) != 3:
+            raise UserError("class_weights are three numbers: of the background, of the anatomy, of the labels")
 
 
 class MixedReconstruction(nn.Module):

@@ -91,7 +91,7 @@ class Synthesis:
             gate = load_gate(folder, synthesizer.meta, settings.synthetic_accept_threshold, device,
                              select_command(experiment, settings))
             warnings += _other_size(gate, experiment)
-        synthesizer.style = StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
+        synthesizer.style = style_options(settings)
         synthesizer.label_source = settings.label_source
         synthesizer.check_label_source()
         synthesizer.fit_pool(FoldSlices(experiment, experiment.train_ids))
@@ -203,6 +203,11 @@ class DrawsSynthetic:
                 values["synthetic_rejected"] = drawn.aux["rejected"].float().mean().cpu().numpy()
             values["seconds_synthesis"] = np.array(self.synthesis.seconds)
         return values
+
+
+def style_options(settings: TrainerConfig) -> StyleOptions:
+    """Where a training takes styles from."""
+    return StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
 
 
 def find_synthesizer_folder(experiment: Experiment, settings: TrainerConfig) -> Path:

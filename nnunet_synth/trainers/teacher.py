@@ -39,9 +39,17 @@ _SPLIT_LINE = re.compile(r"^(\S+ \S+): This split has (\d+) training and (\d+) v
 # Which one
 
 
-def final_checkpoints(experiment: Experiment, folders: Sequence[Path]) -> list[Path]:
-    """Where the final checkpoints of this fold are, or would be, in results folders."""
-    return [folder / f"fold_{experiment.fold}" / CHECKPOINT for folder in folders]
+def first_trained(experiment: Experiment, folders: Sequence[Path], role: str, cure: str) -> Path:
+    """The final checkpoint of this fold in the first of these results folders that has one.
+
+    Raises:
+        UserError: none has: "no <role> at …: <cure>".
+    """
+    checkpoints = [folder / f"fold_{experiment.fold}" / CHECKPOINT for folder in folders]
+    for checkpoint in checkpoints:
+        if checkpoint.is_file():
+            return checkpoint
+    raise UserError(f"no {role} at {' or '.join(map(str, checkpoints))}: {cure}")
 
 
 def stock_folders(experiment: Experiment) -> list[Path]:
@@ -76,13 +84,9 @@ def find_teacher(experiment: Experiment, name: str | None) -> Path:
     else:
         raise UserError(f"teacher {name!r} is no results folder: give TRAINER__PLANS__CONFIGURATION, for example "
                         f"SACPSTrainer__{experiment.plans_name}__{experiment.configuration}, or a path with a slash")
-    checkpoints = final_checkpoints(experiment, folders)
-    for checkpoint in checkpoints:
-        if checkpoint.is_file():
-            return checkpoint
-    raise UserError(f"no teacher at {' or '.join(map(str, checkpoints))}: train it on this fold"
-                    f"{_training_command(experiment, folders[-1].name)}, or set teacher to another (trained on this "
-                    f"fold: {trained_on(experiment)})")
+    return first_trained(
+        experiment, folders, "teacher", f"train it on this fold{_training_command(experiment, folders[-1].name)}, or "
+        f"set teacher to another (trained on this fold: {trained_on(experiment)})")
 
 
 def _training_command(experiment: Experiment, folder_name: str) -> str:
