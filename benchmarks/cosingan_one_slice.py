@@ -25,7 +25,8 @@ import torch
 from benchmarks.record import RESULTS, write_result
 from benchmarks.segmentability import HU_WINDOW, SEMANTIC, PhantomSlices, draw, lesion_means, lesion_values, train
 from nnunet_synth.data.phantom import segment_by_intensity
-from nnunet_synth.evaluation.image_quality import ThresholdSegmenter, dice, lesion_histogram_kl, segmentability
+from nnunet_synth.evaluation.image_quality import ThresholdSegmenter, lesion_histogram_kl, segmentability
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.evaluation.sharpness import variance_of_laplacian
 from nnunet_synth.synthesizers.base import Slices
 from nnunet_synth.synthesizers.cosingan import CoSinGAN

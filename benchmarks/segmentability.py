@@ -1,6 +1,7 @@
 """Can lesions that a synthesizer was asked to draw be found again? Trained and judged on the phantom, in one run.
 
     python -m benchmarks.segmentability [--synthesizer sean] [--preset tiny] [--steps 1500] [--size 64]
+                                       [--option gray_step=10 …]
 
 Trains on slices of some phantom patients, draws images for the labels of others, and lets two analytic segmenters (an
 intensity interval inside the lungs; nothing is learned) look for the lesions: on the real slices of those other
@@ -28,15 +29,15 @@ from benchmarks.record import RESULTS, write_result
 from nnunet_synth.data.phantom import PhantomSettings, draw_case, segment_by_intensity
 from nnunet_synth.evaluation.image_quality import (
     ThresholdSegmenter,
-    dice,
     lesion_histogram_kl,
     segmentability,
 )
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.evaluation.sharpness import variance_of_laplacian
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Slices, StyleOptions, Synthesizer, SynthMeta, SynthRequest
 from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_gallery
-from nnunet_synth.synthesizers.options import make_config
+from nnunet_synth.synthesizers.options import make_config, parse_options
 from nnunet_synth.synthesizers.pretrain import pretrain
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
@@ -206,8 +207,9 @@ def gallery(unseen: list[Slices], drawn: list[Slices], target: Path, num_rows: i
 
 
 def run(name: str = "sean", preset: str = "tiny", steps: int = 1500, size: int = 64, num_patients: int = 20,
-        num_slices: int = 8, device: str = "cpu", seed: int = 0, picture: Path | None = None) -> dict[str, Any]:
-    """Train on `num_patients`, judge on half as many others."""
+        num_slices: int = 8, device: str = "cpu", seed: int = 0, picture: Path | None = None,
+        **options: Any) -> dict[str, Any]:
+    """Train on `num_patients`, judge on half as many others; `options` change the preset."""
     training = PhantomSlices.of_patients(range(num_patients), size, num_slices, seed=11)
     others = range(1000, 1000 + num_patients // 2)
     training.pool = PhantomSlices.of_patients(range(2000, 2000 + num_patients), size, num_slices,
@@ -218,10 +220,11 @@ def run(name: str = "sean", preset: str = "tiny", steps: int = 1500, size: int =
     healthy = [before[part.origin[0]] for part in unseen]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        synthesizer = train(name, preset, training, size, steps, Path(folder), device, seed)
+        synthesizer = train(name, preset, training, size, steps, Path(folder), device, seed, **options)
     seconds = time.perf_counter() - started
-    result = {"synthesizer": name, "preset": preset, "steps": steps, "size": size, "num_patients": num_patients,
-              "seed": seed, "seconds_training": seconds, **judge(synthesizer, training, unseen, healthy)}
+    result = {"synthesizer": name, "preset": preset, "options": options, "steps": steps, "size": size,
+              "num_patients": num_patients, "seed": seed, "seconds_training": seconds,
+              **judge(synthesizer, training, unseen, healthy)}
     if picture is not None:
         some = slice(None, None, max(1, len(unseen) // 6))
         gallery(unseen[some], draw(synthesizer, unseen[some], 0, healthy[some]), picture)
@@ -232,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--synthesizer", default="sean")
     parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="change the preset")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--patients", type=int, default=20)
@@ -243,7 +247,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     output = args.output or RESULTS / f"segmentability_{args.synthesizer}_{torch.device(args.device).type}.json"
     result = run(args.synthesizer, args.preset, args.steps, args.size, args.patients, device=args.device,
-                 seed=args.seed, picture=output.with_suffix(".png"))
+                 seed=args.seed, picture=output.with_suffix(".png"), **parse_options(args.option))
     for key, value in result.items():
         print(f"{key}: {value}")
     write_result(result, "segmentability", torch.device(args.device), output)

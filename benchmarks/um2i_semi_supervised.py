@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.record import RESULTS, write_result
 from benchmarks.segmentability import PhantomSlices, concatenate, train
-from nnunet_synth.evaluation.image_quality import dice
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.synthesizers.base import Slices, StyleOptions
 from nnunet_synth.synthesizers.um2i import UM2I
 

@@ -7,6 +7,9 @@ their area), in mm; 2D images such as PNG have no spacing, there one pixel count
 Lesions are connected components. A true lesion is found if --lesion-overlap of it is covered by the prediction, a
 predicted one is confirmed if that share of it lies in the truth (Commowick et al. 2018); lesion_F1 joins both shares.
 
+Detection asks of each slice whether a class is found in it (LcGAN): precision and recall over the slices of all cases,
+where a slice counts as falsely found from --min-false-positive pixels on, and as found from a DSC of --min-slice-dice.
+
 Where prediction and truth are both empty, a case has no score and is left out of the mean (num_both_empty says how
 many). Where only one is empty, HD95 is the diagonal of the image and every other measure is 0.
 
@@ -36,18 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="of a lesion, to count it as found or confirmed (default: 0.1)")
     parser.add_argument("--min-lesion-volume", type=float, default=0.0, metavar="MM3",
                         help="components below this are no lesions (mm³; 2D: mm² or pixels; default: 0)")
+    parser.add_argument("--min-false-positive", type=int, default=200, metavar="PIXELS",
+                        help="false detections in a slice count from this area on (default: 200)")
+    parser.add_argument("--min-slice-dice", type=float, default=0.25, metavar="DSC",
+                        help="detections in a slice count as true from this DSC on (default: 0.25)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go (default: PRED)")
     parser.add_argument("--dataset-json", type=Path, metavar="FILE", help="names the classes, regions and ignore label")
 
 
 def run(args: argparse.Namespace) -> None:
     evaluate(args.predictions, args.truth, args.labels, args.tolerance, args.output, args.dataset_json,
-             args.lesion_overlap, args.min_lesion_volume)
+             args.lesion_overlap, args.min_lesion_volume, args.min_false_positive, args.min_slice_dice)
 
 
 def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | int] | None = None,
              tolerance: float = 1.0, output: str | Path | None = None, dataset_json: str | Path | None = None,
-             lesion_overlap: float = 0.1, min_lesion_volume: float = 0.0) -> dict:
+             lesion_overlap: float = 0.1, min_lesion_volume: float = 0.0,
+             min_false_positive: int = 200, min_slice_dice: float = 0.25) -> dict:
     """Write and print what this module's docstring says.
 
     Args:
@@ -58,6 +66,8 @@ def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | 
         dataset_json: nnU-Net's; None = the one beside or in `truth`, or in `predictions`, if any.
         lesion_overlap: share of a lesion that must be covered.
         min_lesion_volume: mm³ (2D: mm² or pixels); smaller components are no lesions.
+        min_false_positive: pixels of a slice; a class found in a slice without it counts from this area on.
+        min_slice_dice: a class counts as found in a slice that has it from this DSC of the slice on.
 
     Returns:
         The results as in `evaluation.json`, NaN where that has null.
@@ -67,7 +77,7 @@ def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | 
             its range.
     """
     from nnunet_synth.evaluation.segmentation import Criteria, classes_of, evaluate_folders, write_results
-    criteria = Criteria(tolerance, lesion_overlap, min_lesion_volume)
+    criteria = Criteria(tolerance, lesion_overlap, min_lesion_volume, min_false_positive, min_slice_dice)
     predictions, truth = Path(predictions), Path(truth)
     candidates = [truth.absolute().parent, truth, predictions]
     dataset_json = Path(dataset_json) if dataset_json else next(
@@ -106,6 +116,8 @@ def table(results: dict) -> str:
              ["both empty", *(f"{summary['num_both_empty']}" for summary in summaries)]]
     lines += [[heading, *(_mean_sd(summary[metric], DIGITS[metric]) for summary in summaries)]
               for metric, heading in headings(results["tolerance"], results["unit"]).items()]
+    lines += [[f"{measure} of slices", *(_mean_sd({"mean": summary["slices"][measure], "sd": math.nan}, 3)
+                                         for summary in summaries)] for measure in ("precision", "recall")]
     first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in lines)
 

@@ -356,7 +356,7 @@ def _consensus(masks: Mapping[str, SimpleITK.Image],
     """The majority of several raters, lesion where they are even, and how well they agree."""
     import SimpleITK
 
-    from nnunet_synth.evaluation.segmentation import dice
+    from nnunet_synth.evaluation.overlap import dice
     arrays = {}
     reference = next(iter(masks.values()))
     for rater, mask in masks.items():

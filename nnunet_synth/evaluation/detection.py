@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_synth.evaluation.image_quality import dice
+from nnunet_synth.evaluation.overlap import dice
 
 SMALLEST_FALSE_POSITIVE = 200       # pixels
 LOWEST_DICE = 0.25

@@ -14,6 +14,7 @@ import torch
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, median_filter
 from torch import Tensor
 
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.evaluation.sharpness import variance_of_laplacian
 from nnunet_synth.synthesizers.base import Slices, SliceSource, Synthesizer
 
@@ -113,12 +114,6 @@ def segmentability(segmenter: ThresholdSegmenter, real: Iterable[Slices],
     dice_synthetic, dice_permuted = _dice(segmenter, synthetic)
     return {"dice_real": dice_real, "dice_synthetic": dice_synthetic, "dice_permuted": dice_permuted,
             "ratio": dice_synthetic / dice_real if dice_real > 0 else float("nan")}
-
-
-def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """2·|A ∩ B| / (|A| + |B|); NaN when both are empty."""
-    total = prediction.sum() + truth.sum()
-    return float(2 * (prediction & truth).sum() / total) if total else float("nan")
 
 
 def _dice(segmenter: ThresholdSegmenter, slices: Iterable[Slices]) -> tuple[float, float]:

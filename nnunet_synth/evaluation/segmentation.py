@@ -4,6 +4,8 @@
     NSD, HD95                of surfaces
     lesion_F1                of lesions, see `lesions.py`
 
+and, over all cases, precision and recall of finding a class in a slice (LcGAN; see `detection.py`).
+
 Surfaces follow DeepMind's `surface-distance` (Nikolov et al. 2021, arXiv:1809.04430): a surface element lies at every
 corner of the voxel grid around which the 2×2(×2) voxels are not all equal, has the area (in 2D: the length) of the
 marching-cubes surface through it, and the distance to the nearest element of the other surface, in mm. NSD is the area
@@ -34,7 +36,9 @@ from scipy.ndimage import distance_transform_edt
 from nnunet_synth.atomic import write_json, write_text
 from nnunet_synth.data.raw_images import check_file, read_segmentation
 from nnunet_synth.errors import UserError
+from nnunet_synth.evaluation.detection import LOWEST_DICE, SMALLEST_FALSE_POSITIVE, Detections, count_detections
 from nnunet_synth.evaluation.lesions import LesionCounts, count_lesions
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.progress import progress
 
 if TYPE_CHECKING:
@@ -44,6 +48,7 @@ METRICS = ("DSC", "NSD", "HD95", "precision", "recall", "lesion_F1")
 LOWER_IS_BETTER = ("HD95",)
 DIGITS = {metric: 2 if metric == "HD95" else 3 for metric in METRICS}        # decimals worth showing
 COUNTS = ("true_lesions", "found_lesions", "predicted_lesions", "confirmed_lesions")      # what lesion_F1 was made of
+DETECTIONS = ("found_slices", "falsely_found_slices", "missed_slices")
 FLAT = 900.0        # nnU-Net's readers give a 2D image a spacing of 999 between slices
 
 
@@ -55,6 +60,8 @@ class Criteria:
         tolerance: of the NSD, in mm; in pixels for 2D images, whose spacing is 1.
         lesion_overlap: the share of a lesion that must be covered, 0 < share ≤ 1.
         min_lesion_volume: mm³ (2D: mm² or pixels); smaller components are no lesions.
+        smallest_false_positive: pixels; a class found in a slice without it counts from this area on.
+        lowest_dice: a class counts as found in a slice that has it from this DSC of the slice on.
 
     Raises:
         UserError: a value out of its range.
@@ -63,6 +70,8 @@ class Criteria:
     tolerance: float = 1.0
     lesion_overlap: float = 0.1
     min_lesion_volume: float = 0.0
+    smallest_false_positive: int = SMALLEST_FALSE_POSITIVE
+    lowest_dice: float = LOWEST_DICE
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
@@ -71,6 +80,11 @@ class Criteria:
             raise UserError(f"the lesion overlap is a share above 0 and up to 1, not {self.lesion_overlap}")
         if not (math.isfinite(self.min_lesion_volume) and self.min_lesion_volume >= 0):
             raise UserError(f"the minimal lesion volume is in mm³, 0 or more, not {self.min_lesion_volume}")
+        if self.smallest_false_positive < 0:
+            raise UserError(f"the smallest false detection is an area in pixels, 0 or more, not "
+                            f"{self.smallest_false_positive}")
+        if not 0 < self.lowest_dice <= 1:
+            raise UserError(f"the lowest DSC of a detection is above 0 and up to 1, not {self.lowest_dice}")
 
 
 def headings(tolerance: float, unit: str = "mm") -> dict[str, str]:
@@ -80,12 +94,6 @@ def headings(tolerance: float, unit: str = "mm") -> dict[str, str]:
 
 
 # The metrics --------------------------------------------------------------------------------------------------------
-
-def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """DSC = 2 |P ∩ T| / (|P| + |T|) of two bool masks of one shape; NaN if both are empty."""
-    total = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / total if total else math.nan
-
 
 @dataclass(frozen=True)
 class SurfaceDistances:
@@ -124,26 +132,33 @@ def hausdorff(surfaces: SurfaceDistances, percent: float = 95) -> float:
 
 def compare(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
             criteria: Criteria) -> dict[str, float]:
-    """METRICS and COUNTS of two bool masks of one shape, with the empty cases as this module's docstring says."""
+    """METRICS, COUNTS and DETECTIONS of two bool masks of one shape; empty cases as this module's docstring says."""
     found, exists = bool(prediction.any()), bool(truth.any())
     if not (found or exists):
-        return _row(dict.fromkeys(METRICS, math.nan), LesionCounts(0, 0, 0, 0))
+        return _row(dict.fromkeys(METRICS, math.nan), LesionCounts(0, 0, 0, 0), Detections())
     box = _bounding_box(prediction | truth)
     lesions = count_lesions(prediction[box], truth[box], spacing, criteria.lesion_overlap, criteria.min_lesion_volume)
+    slices = count_detections(*map(_slices, (prediction[box], truth[box])), [True], criteria.smallest_false_positive,
+                              criteria.lowest_dice)
     if not (found and exists):
         diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
-        return _row(dict.fromkeys(METRICS, 0.0) | {"HD95": diagonal, "lesion_F1": lesions.f1}, lesions)
+        return _row(dict.fromkeys(METRICS, 0.0) | {"HD95": diagonal, "lesion_F1": lesions.f1}, lesions, slices)
     prediction, truth = prediction[box], truth[box]
     overlap = int((prediction & truth).sum())
     surfaces = surface_distances(prediction, truth, spacing)
     return _row({"DSC": dice(prediction, truth), "NSD": surface_dice(surfaces, criteria.tolerance),
                  "HD95": hausdorff(surfaces), "precision": overlap / int(prediction.sum()),
-                 "recall": overlap / int(truth.sum()), "lesion_F1": lesions.f1}, lesions)
+                 "recall": overlap / int(truth.sum()), "lesion_F1": lesions.f1}, lesions, slices)
 
 
-def _row(measures: dict[str, float], lesions: LesionCounts) -> dict[str, float]:
-    counts = (lesions.true, lesions.found, lesions.predicted, lesions.confirmed)
-    return measures | dict(zip(COUNTS, counts, strict=True))
+def _row(measures: dict[str, float], lesions: LesionCounts, slices: Detections) -> dict[str, float]:
+    counts = (lesions.true, lesions.found, lesions.predicted, lesions.confirmed,
+              slices.true_positives, slices.false_positives, slices.false_negatives)
+    return measures | dict(zip((*COUNTS, *DETECTIONS), counts, strict=True))
+
+
+def _slices(mask: np.ndarray) -> np.ndarray:
+    return mask if mask.ndim == 3 else mask[None]
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -211,7 +226,7 @@ def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[in
         criteria: of NSD and lesion_F1; None = the defaults.
 
     Returns:
-        {"cases": [{"case", "class", METRICS, COUNTS}…], "summary": {class: …}, the criteria, "unit"}.
+        {"cases": [{"case", "class", METRICS, COUNTS, DETECTIONS}…], "summary": {class: …}, the criteria, "unit"}.
 
     Raises:
         UserError: names, geometry or labels do not match, or a file is unreadable.
@@ -242,6 +257,7 @@ def summarise(rows: Sequence[dict]) -> dict:
     """Mean and standard deviation (n - 1) of each metric over the cases that have it, and the number of empty cases.
 
     A case whose lesions are all below the minimal volume has no lesion_F1; each metric says over how many cases it is.
+    Slices are counted over all cases: they have one precision and recall, not a mean.
     """
     summary: dict = {"num_cases": len(rows), "num_both_empty": sum(math.isnan(row["DSC"]) for row in rows)}
     for metric in METRICS:
@@ -249,13 +265,15 @@ def summarise(rows: Sequence[dict]) -> dict:
         summary[metric] = {"mean": float(np.mean(values)) if values else math.nan,
                            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
                            "num_cases": len(values)}
+    slices = Detections(*(sum(row[count] for row in rows) for count in DETECTIONS))
+    summary["slices"] = {"precision": slices.precision, "recall": slices.recall}
     return summary
 
 
 def write_results(results: dict, folder: Path) -> None:
     """`evaluation.csv` (a line a case and class) and `evaluation.json`; NaN is an empty cell, and null in JSON."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["case", "class", *METRICS, *COUNTS], lineterminator="\n")
+    writer = csv.DictWriter(text, ["case", "class", *METRICS, *COUNTS, *DETECTIONS], lineterminator="\n")
     writer.writeheader()
     for row in results["cases"]:
         writer.writerow({key: "" if isinstance(value, float) and math.isnan(value) else value

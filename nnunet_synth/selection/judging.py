@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.evaluation.image_quality import dice
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.evaluation.sharpness import high_frequency_share, variance_of_laplacian
 from nnunet_synth.progress import progress
 from nnunet_synth.quality.image_set import ImageSet, ImageStore

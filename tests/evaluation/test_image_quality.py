@@ -10,11 +10,11 @@ import torch
 from nnunet_synth.evaluation.image_quality import (
     ThresholdSegmenter,
     _best_interval,
-    dice,
     lesion_histogram_kl,
     measure_synthesizer,
     segmentability,
 )
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.synthesizers.pretrain import pretrain
 from tests.reference import image_quality as reference
 from tests.synthesizers.toy import ToySlices, build_toy

@@ -11,12 +11,13 @@ from numpy.random import default_rng
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.evaluation import segmentation
+from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.evaluation.segmentation import (
     COUNTS,
+    DETECTIONS,
     METRICS,
     Criteria,
     compare,
-    dice,
     hausdorff,
     surface_dice,
     surface_distances,
@@ -198,6 +199,21 @@ class TestFolders:
         assert printed[0] == ["lesion", "effusion"] and ["cases", "3", "3"] in printed
         assert ["DSC", "0.375", "±", "0.530", "0.667"] in printed
 
+    def test_slices_in_which_a_class_is_found(self, folders, tmp_path, capsys):
+        prediction, truth = folders
+        run(prediction, truth, "--output", tmp_path / "out")
+        content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        # Case a has lesions in 4 slices, met at a DSC of ¾; the single wrong pixel of case b is too small to count.
+        lesion = {row["case"]: [row[name] for name in DETECTIONS]
+                  for row in content["cases"] if row["class"] == "lesion"}
+        assert lesion == {"a": [4, 0, 0], "b": [0, 0, 0], "c": [0, 0, 0]}
+        assert content["summary"]["lesion"]["slices"] == {"precision": 1, "recall": 1}
+        assert ["recall", "of", "slices", "1.000", "1.000"] in map(str.split, capsys.readouterr().out.splitlines())
+        run(prediction, truth, "--output", tmp_path / "out", "--min-false-positive", "1", "--min-slice-dice", "0.7")
+        content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        assert content["summary"]["lesion"]["slices"] == {"precision": 4 / 5, "recall": 1}
+        assert content["summary"]["effusion"]["slices"] == {"precision": None, "recall": 0}     # 2/3 in both slices
+
     def test_lesion_options(self, folders, tmp_path):
         prediction, truth = folders
         run(prediction, truth, "--output", tmp_path / "out", "--min-lesion-volume", "4", "--lesion-overlap", "0.8")
@@ -267,7 +283,8 @@ class TestFolders:
         ("missing", "lacks 1 of the 3 cases"), ("extra", "lacks 1 of the 4 cases"), ("shape", "shape"),
         ("spacing", "spacing"), ("origin", "origin"), ("value", r"value\(s\) 7"), ("truncated", "truncated"),
         ("no folder", "no folder"), ("no files", "no label maps"), ("tolerance", "tolerance"),
-        ("overlap", "lesion overlap"), ("volume", "lesion volume"), ("float", "not integers")])
+        ("overlap", "lesion overlap"), ("volume", "lesion volume"),
+        ("false positive", "smallest false detection"), ("slice dice", "lowest DSC"), ("float", "not integers")])
     def test_bad_input(self, folders, tmp_path, change, message):
         prediction, truth = folders
         labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(prediction / "a.nii.gz")))
@@ -298,6 +315,10 @@ class TestFolders:
             arguments = ["--lesion-overlap", "10"]
         elif change == "volume":
             arguments = ["--min-lesion-volume", "nan"]
+        elif change == "false positive":
+            arguments = ["--min-false-positive", "-1"]
+        elif change == "slice dice":
+            arguments = ["--min-slice-dice", "0"]
         elif change == "float":
             image = SimpleITK.ReadImage(str(prediction / "a.nii.gz"), SimpleITK.sitkFloat32)
             SimpleITK.WriteImage(image * 0.5, str(prediction / "a.nii.gz"))
