@@ -51,7 +51,9 @@ class CS2Config:
 
     mask: str = "cnn"                   # clusters that `nnunet_synth layouts --method cs2` cached | slic: as UM2I
     num_segments: int = 512             # M of slic, in an image of 512 × 512
-    gray_step: float = 50.0             # t of slic, between gray values; the clusters' means are not quantised
+    # t of slic, between gray values. 0: superpixels keep their mean, as clusters do. Rounding down makes content darker
+    # by t / 2, and drawings with it, since the content loss pulls them there.
+    gray_step: float = 0.0
     compactness: float = 0.1            # of slic
 
     width: int = 32                     # of the generator's first layer; it doubles with every halving of the size
