@@ -65,12 +65,15 @@ class AdversarialLoss:
     Attributes:
         generator: of the features of drawn images.
         discriminator: of the features of real and of drawn images.
+        probability: of being real, from logits: that to which the best discriminator's answers amount. None where its
+            answers tell only on which side they lie (hinge).
         boundary: the logit half way between real and drawn.
     """
 
     generator: Callable[[Features], Tensor]
     discriminator: Callable[[Features, Features], Tensor]
     boundary: float
+    probability: Callable[[Tensor], Tensor] | None = None
 
     def accuracy(self, real: Features, fake: Features) -> Tensor:
         """Share of the patches that are told right, averaged over the scales."""
@@ -81,5 +84,7 @@ class AdversarialLoss:
 
 
 HINGE = AdversarialLoss(hinge_generator_loss, hinge_discriminator_loss, 0.0)
-LEAST_SQUARES = AdversarialLoss(least_squares_generator_loss, least_squares_discriminator_loss, 0.5)
-CROSS_ENTROPY = AdversarialLoss(cross_entropy_generator_loss, cross_entropy_discriminator_loss, 0.0)
+# The best answer of least squares is p_real / (p_real + p_drawn) itself, that of cross entropy its logit.
+LEAST_SQUARES = AdversarialLoss(least_squares_generator_loss, least_squares_discriminator_loss, 0.5,
+                                lambda answers: answers.clamp(0, 1))
+CROSS_ENTROPY = AdversarialLoss(cross_entropy_generator_loss, cross_entropy_discriminator_loss, 0.0, torch.sigmoid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,8 +90,13 @@ class MultiScaleDiscriminator(nn.Module):
             features.append(discriminator(x))
         return features
 
-    def confidence(self, features: list[list[Tensor]], height: int, width: int) -> Tensor:
-        """[N, H, W] how real each pixel of the input looks: sigmoid of the logits, averaged over the scales."""
-        return torch.cat([discriminator.to_pixels(layers[-1].float().sigmoid(), height, width, 2 ** scale)
+    def confidence(self, features: list[list[Tensor]], height: int, width: int,
+                   probability: Callable[[Tensor], Tensor]) -> Tensor:
+        """[N, H, W] how real each pixel of the input looks, averaged over the scales.
+
+        Args:
+            probability: of being real, from logits: that of the `AdversarialLoss` which the discriminator learnt from.
+        """
+        return torch.cat([discriminator.to_pixels(probability(layers[-1].float()), height, width, 2 ** scale)
                           for scale, (discriminator, layers) in enumerate(zip(self.scales, features, strict=True))],
                          dim=1).mean(1)

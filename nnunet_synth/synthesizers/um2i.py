@@ -153,7 +153,8 @@ class Teacher(nn.Module):
         _, logits = self.generator(condition)
         probability = label_map(logits, valid)
         judged = self.discriminators.label(torch.cat([condition, probability], dim=1))
-        return probability.argmax(1), self.discriminators.label.confidence(judged, *valid.shape[1:])
+        return probability.argmax(1), self.discriminators.label.confidence(judged, *valid.shape[1:],
+                                                                             LEAST_SQUARES.probability)
 
 
 def label_map(logits: Tensor, valid: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 
 from nnunet_synth.losses.adversarial import (
     CROSS_ENTROPY,
+    LEAST_SQUARES,
+    AdversarialLoss,
     feature_matching_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
@@ -73,3 +75,19 @@ def test_cross_entropy_asks_for_the_probability_of_the_truth() -> None:
     assert discriminator.item() == pytest.approx(
         -(math.log(0.5) + math.log(probability(3))) / 2 / 2 - math.log(1 - probability(1)) / 2)
     assert CROSS_ENTROPY.accuracy(scales([0.1, -0.1]), scales([-2.0])).item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("loss", [LEAST_SQUARES, CROSS_ENTROPY])
+@pytest.mark.parametrize("share_real", [0.1, 0.5, 0.8])
+def test_the_best_answer_amounts_to_the_probability_of_being_real(loss: AdversarialLoss, share_real: float) -> None:
+    """Of patches that all look alike, so many are real: whichever answer costs least must tell this share."""
+    answers = torch.linspace(-4, 4, 801)
+    nothing = torch.tensor([100.0 if loss is CROSS_ENTROPY else 1.0])       # a real one that costs nothing
+    drawn = -nothing if loss is CROSS_ENTROPY else nothing - 1              # a drawn one
+
+    def cost(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        return loss.discriminator([[real]], [[fake]])
+
+    costs = torch.stack([share_real * cost(answer, drawn) + (1 - share_real) * cost(nothing, answer)
+                         for answer in answers])
+    assert loss.probability(answers[costs.argmin()]).item() == pytest.approx(share_real, abs=0.01)

@@ -84,7 +84,7 @@ def test_confidence_of_both_scales_lies_where_the_answers_do() -> None:
         layers[-1].fill_(-5)
         middle = (32 / 2 ** number - discriminator.scales[number].first_centre) / discriminator.scales[number].stride
         layers[-1][0, :, :, :round(middle)] = 5
-    confidence = discriminator.confidence(features, 64, 64)
+    confidence = discriminator.confidence(features, 64, 64, torch.sigmoid)
     assert confidence.shape == (2, 64, 64)
     # Last high and first low patch: of the image, at columns 20.5 and 28.5; of its half, at 9 and 25.
     assert (confidence[0, :, :9] > 0.9).all() and (confidence[0, :, 29:] < 0.1).all()
