@@ -3,6 +3,7 @@ label (`mask_editing.py`), and the gray values that lesions are drawn with."""
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.superpixels import WHITE, paint, quantise, segment_means
-from nnunet_synth.synthesizers.base import Prepared, Slices, Synthesizer, SynthMeta
+from nnunet_synth.synthesizers.base import Prepared, Slices, SliceSource, Synthesizer, SynthMeta
 from nnunet_synth.synthesizers.blocks import masked
-from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, edit_mask, find_lesion_parts
+from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, edit_mask, find_lesion_parts, organ_values
 
 MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
+NUM_CHECKED = 64        # slices in which they are compared with what is around them
+MUCH_HIDDEN = 0.1       # share of the lesions' pixels
+SMALLER_STEPS = (25.0, 10.0, 5.0)       # between gray values, to be recommended
 
 
 def check_mask_settings(config: Any) -> None:
@@ -97,6 +101,40 @@ class MaskConditioned(Synthesizer):
     def classes_of(self, label: Tensor) -> Tensor:
         """Dataset labels → places among `label_values`."""
         return torch.searchsorted(self.label_values.to(label.device), label)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def prepare_training(self, slices: SliceSource) -> None:
+        """Warns where t is too large for the lesions of this dataset, and says which is small enough."""
+        hidden = self.hidden_share(slices, self.gray_step)
+        if hidden > MUCH_HIDDEN:
+            better = next((step for step in SMALLER_STEPS if step < self.gray_step
+                           and self.hidden_share(slices, step) <= MUCH_HIDDEN), 0.0)
+            print(f"warning: with t = {self.gray_step:g} {hidden:.0%} of the lesions' pixels have the gray value of "
+                  "the healthy organ around them, so what is drawn for them shows no lesion: pretrain with --option "
+                  f"gray_step={better:g}", file=sys.stderr)
+
+    @torch.no_grad()
+    def hidden_share(self, slices: SliceSource, step: float) -> float:
+        """Share of the target pixels in organs whose gray value, quantised to multiples of `step` > 0, is the most
+        frequent one of their organ; 0 without quantisation."""
+        if step == 0:
+            return 0.0
+        num_hidden = num_pixels = 0
+        for one in slices.iterate(only_targets=True, max_slices=NUM_CHECKED):
+            of_slice = self.prepare_slices(one)
+            gray = gray_of(masked(of_slice.image, of_slice.valid))
+            segments, number = self.find_segments(gray, of_slice.cluster)
+            is_target = torch.isin(of_slice.label, self.label_values.new_tensor(self.meta.target_labels))
+            # A superpixel at a rim is cut in two: a lesion is drawn with what is the lesion's alone.
+            parts = torch.where(is_target, segments + number, segments)
+            level = paint(quantise(segment_means(gray * WHITE, parts, 2 * number), step), parts)
+            of_organs = organ_values(level, of_slice.layout, ~is_target & of_slice.valid, self.lesion_values.num_organs,
+                                     step)
+            in_organ = is_target & (of_slice.layout > 0)
+            num_hidden += int((in_organ & (level == paint(of_organs, of_slice.layout)).all(1)).sum())
+            num_pixels += int(in_organ.sum())
+        return num_hidden / max(num_pixels, 1)
 
     # -- the gray values of lesions ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,18 @@ class TwoLesions(ContractSlices):
         corner[:, side:side + 6, side:side + 6] = True
         return replace(part, image=torch.where(corner[:, None], 1.2, part.image),
                        label=torch.where(corner, 2 * self.shows_labels, part.label))
+
+
+class LesionsOfGray(ContractSlices):
+    """Two slices of a lung of gray value 60, each with a lesion as large as the other's: of 90, and of 120."""
+
+    def iterate(self, *args: Any, **kwargs: Any) -> Iterator[Slices]:
+        for number, gray in enumerate((90, 120)):
+            label = torch.zeros(1, 32, 32, dtype=torch.int64)
+            label[:, 8:16, 8:16] = 1
+            image = RANGE[0] + (RANGE[1] - RANGE[0]) * torch.where(label > 0, gray, 60)[:, None] / 255
+            yield Slices(image, label, torch.ones_like(label), torch.ones_like(label, dtype=torch.bool),
+                         [("gray", number)])
 
 
 class OnlyLabelled(ContractSlices):
@@ -487,6 +500,17 @@ def test_an_interrupted_pretraining_ends_as_if_never_stopped(whole: dict[str, Te
     resumed = train(fresh(seed=1), tmp_path, resume=True).state_dict()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert sum(name.startswith("teacher.") for name in whole) > 0
+
+
+def test_lesions_that_the_mask_hides_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """60 and 90 are one level of t = 50, not of t = 25; a step that hides nothing is recommended."""
+    for step, hidden in ((0.0, 0.0), (10.0, 0.0), (25.0, 0.0), (50.0, 0.5), (150.0, 1.0)):
+        model = build(replace(SMALL, gray_step=step))
+        assert model.hidden_share(LesionsOfGray(32), step) == hidden
+        model.prepare_training(LesionsOfGray(32))
+        said = capsys.readouterr().err
+        assert (f"with t = {step:g} {hidden:.0%} of the lesions" in said and "gray_step=25" in said) == (hidden > 0.1)
+        assert said.count("\n") == (hidden > 0.1)
 
 
 def test_without_unlabelled_slices_it_trains_on_labelled_ones(tmp_path: Path,
