@@ -291,8 +291,7 @@ class PreprocessUnlabelled(PrepareRun):
 
     def is_done(self) -> bool:
         from nnunet_synth.data.unlabelled import PoolPlan
-        experiment = self.files.experiment(self.configuration)
-        return (not experiment.pool_ids and not experiment.layout_labels) or PoolPlan(experiment).is_complete
+        return PoolPlan(self.files.experiment(self.configuration)).is_complete
 
     def commands(self) -> list[Command]:
         return [("nnunet_synth", "preprocess", str(self.files.id), self.configuration,
