@@ -14,6 +14,7 @@ from nnunet_synth.mask_sources.source import MaskSource, MaskSourceConfig
 from nnunet_synth.superpixels import WHITE, quantise, scaled_num_segments, unsupervised_mask
 from nnunet_synth.synthesizers.base import Batch, SliceSource
 from nnunet_synth.synthesizers.gallery import to_gray
+from nnunet_synth.synthesizers.mask_conditioned import check_mask_settings
 
 
 @runtime_checkable
@@ -37,14 +38,9 @@ class V2UMConfig(MaskSourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.gray_step <= WHITE:
-            raise UserError(f"gray_step (t) is {self.gray_step:g}: choose more than 0 and at most 255, or 0 for no "
-                            "quantisation")
+        check_mask_settings(self)
         if not 0 <= self.unlabelled_share <= 1:
             raise UserError(f"unlabelled_share is {self.unlabelled_share}, it must lie between 0 and 1")
-        if not 1 <= self.num_segments <= 512 ** 2:
-            raise UserError(f"num_segments (M) is {self.num_segments}: choose from 1 to {512 ** 2}, the pixels of an "
-                            "image of 512 × 512")
 
 
 class V2UM(MaskSource):
@@ -54,7 +50,8 @@ class V2UM(MaskSource):
     Config = V2UMConfig
     PRESETS = {
         "tiny": V2UMConfig(latent_size=32, num_mapping_layers=4, max_width=32, base_width=512,
-                           steps_per_depth=(150, 300, 300, 600), batch_sizes=(16,), num_segments=8192),
+                           steps_per_depth=(150, 300, 300, 600), batch_sizes=(16,), num_segments=8192,
+                           gray_step=10.0),
         "default": V2UMConfig(),
         "paper": V2UMConfig(latent_size=512, max_width=512, base_width=8192,
                             # 8, 16, 16, 32, 32, 64, 64 epochs over 1500 montages

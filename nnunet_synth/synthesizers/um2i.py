@@ -178,9 +178,9 @@ class UM2I(MaskConditioned):
     name = "um2i"
     Config = UM2IConfig
     PRESETS = {
-        # Learns within a few hundred steps on a CPU: small slices need small superpixels.
-        "tiny": UM2IConfig(width=8, num_down=2, num_blocks=3, num_segments=8192, ndf=8, num_discriminator_layers=2,
-                           num_steps=600, generator_lr=1e-3),
+        # Learns within a few hundred steps on a CPU. Small slices need small superpixels, faint lesions small t.
+        "tiny": UM2IConfig(width=8, num_down=2, num_blocks=3, num_segments=8192, gray_step=10.0, ndf=8,
+                           num_discriminator_layers=2, num_steps=600, generator_lr=1e-3),
         "default": UM2IConfig(),
         # M = 512 on a montage of four slices of 512 × 512.
         "paper": UM2IConfig(width=64, norm="batch", num_segments=128, batch_size=16),

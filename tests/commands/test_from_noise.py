@@ -247,8 +247,8 @@ def test_mask_sources_that_do_not_fit(experiment, tmp_path, capsys):
     noise = (sample, "--synthesizer", "um2i", "--from", "noise", "--output", str(tmp_path / "out"))
     save_untrained(experiment, "um2i")
     refused("no mask source in .*v2um.*: train one with nnunet_synth pretrain 701 2d 0 --mask-source v2um", *noise)
-    save_untrained(experiment, "v2um", gray_step=10.0)
-    refused("mask source v2um was trained with gray_step 10, synthesizer um2i with 50", *noise)
+    save_untrained(experiment, "v2um", gray_step=50.0)
+    refused("mask source v2um was trained with gray_step 50, synthesizer um2i with 10", *noise)
 
     folder = save_untrained(experiment, "v2um")
     meta = load_mask_source(folder).meta
