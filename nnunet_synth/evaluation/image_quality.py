@@ -187,7 +187,7 @@ def measure_synthesizer(synthesizer: Synthesizer, slices: SliceSource, seed: int
         return np.concatenate([part.image[:, 0][mask].numpy() for part, mask in zip(parts, inside, strict=True)])
 
     def sharpness(parts: list[Slices]) -> float:
-        return float(torch.cat([variance_of_laplacian(part.image) for part in parts]).mean())
+        return float(torch.cat([variance_of_laplacian(part.image, part.valid) for part in parts]).mean())
 
     return {**segmentability(segmenter, slices.iterate(True, NUM_REAL_SLICES), synthetic),
             "lesion_intensity_kl": lesion_histogram_kl(lesions(real), lesions(synthetic)),

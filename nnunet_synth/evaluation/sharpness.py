@@ -9,16 +9,26 @@ from torch import Tensor
 HIGH_FREQUENCY = 0.25       # cycles a pixel, half of the highest that an image can hold
 
 
-def variance_of_laplacian(image: Tensor) -> Tensor:
+def variance_of_laplacian(image: Tensor, valid: Tensor | None = None) -> Tensor:
     """Sharpness of each image [N, C, H, W] → [N] float64: the variance of the five-point Laplacian, borders repeated.
+
+    Where `valid` [N, H, W] is False, nothing was scanned: what stands there has no say, and the border of the scan is
+    repeated as that of an image is. Else this edge, the same in every set, would decide.
 
     In squared units of the image. LcGAN's choice for "blurriness" (Mangalagiri et al., "Blurriness"; the kernel is that
     of `scipy.ndimage.laplace`). Noise raises it too: read it beside a noise level.
     """
-    padded = F.pad(image.double(), (1, 1, 1, 1), mode="replicate")
-    laplacian = (padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] + padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2]
-                 - 4 * padded[..., 1:-1, 1:-1])
-    return laplacian.flatten(1).var(1, correction=0)
+    image = image.double()
+    inside = torch.ones_like(image[:, :1]) if valid is None else valid[:, None].to(image.dtype)
+    padded, scanned = F.pad(image, (1, 1, 1, 1)), F.pad(inside, (1, 1, 1, 1))
+    laplacian = torch.zeros_like(image)
+    for rows, columns in ((slice(2, None), slice(1, -1)), (slice(-2), slice(1, -1)),
+                          (slice(1, -1), slice(2, None)), (slice(1, -1), slice(-2))):
+        laplacian += (padded[..., rows, columns] - image) * scanned[..., rows, columns]
+    weight = inside.expand_as(image)
+    number = weight.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    mean = (laplacian * weight).sum((1, 2, 3), keepdim=True) / number
+    return ((laplacian - mean).square() * weight).sum((1, 2, 3)) / number.flatten()
 
 
 def high_frequency_share(image: Tensor, above: float = HIGH_FREQUENCY) -> Tensor:

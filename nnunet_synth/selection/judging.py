@@ -74,7 +74,7 @@ class Judge:
         unit = self.to_unit(images, part.valid)
         for image, (case, _) in zip(unit.numpy(), part.origin, strict=True):
             store.add(image, None, case)
-        found.laplacian += variance_of_laplacian((unit + 1) / 2).tolist()
+        found.laplacian += variance_of_laplacian((unit + 1) / 2, part.valid.to(unit.device)).tolist()
         found.high_frequencies += high_frequency_share((unit + 1) / 2).tolist()
         segmented = self._segment(images, part)
         found.dice += [self._dice(seen, label) for seen, label in zip(segmented, part.label.numpy(), strict=True)]

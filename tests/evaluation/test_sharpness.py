@@ -22,6 +22,17 @@ def test_variance_of_laplacian_equals_the_reference_and_scipy(images):
         assert value == pytest.approx(scipy.ndimage.laplace(image, mode="nearest").var(), rel=1e-12)
 
 
+def test_where_nothing_was_scanned_is_not_judged(images):
+    valid = torch.ones(3, 12, 15, dtype=torch.bool)
+    valid[0, :4], valid[1, :, 9:], valid[2, 3:7, 5:8] = False, False, False
+    found = variance_of_laplacian(images, valid)
+    for image, inside, value in zip(images[:, 0].numpy(), valid.numpy(), found, strict=True):
+        assert float(value) == pytest.approx(sharpness.variance_of_laplacian(image, inside), rel=1e-12)
+    assert float(found[0]) == pytest.approx(variance_of_laplacian(images[:1, :, 4:]).item(), rel=1e-12)
+    assert torch.equal(variance_of_laplacian(torch.where(valid[:, None], images, 99.0), valid), found)
+    assert variance_of_laplacian(images, torch.zeros_like(valid)).tolist() == [0, 0, 0]
+
+
 def test_high_frequency_share_equals_the_reference(images):
     found = high_frequency_share(images).numpy()
     for image, value in zip(images[:, 0].numpy(), found, strict=True):

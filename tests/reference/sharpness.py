@@ -3,17 +3,18 @@
 import numpy as np
 
 
-def variance_of_laplacian(image: np.ndarray) -> float:
-    """Five-point Laplacian with the border repeated, pixel by pixel; then its variance."""
+def variance_of_laplacian(image: np.ndarray, valid: np.ndarray | None = None) -> float:
+    """Five-point Laplacian with the border repeated, also that of the valid part, pixel by pixel; then its variance."""
     height, width = image.shape
-    laplacian = np.zeros((height, width))
-    for y in range(height):
-        for x in range(width):
-            total = -4.0 * image[y, x]
-            for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-                total += image[min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
-            laplacian[y, x] = total
-    return float(np.mean((laplacian - laplacian.mean()) ** 2))
+    valid = np.ones((height, width), bool) if valid is None else valid
+    laplacian = []
+    for y, x in np.argwhere(valid):
+        total = -4.0 * image[y, x]
+        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            there = 0 <= y + dy < height and 0 <= x + dx < width and valid[y + dy, x + dx]
+            total += image[y + dy, x + dx] if there else image[y, x]
+        laplacian.append(total)
+    return float(np.mean((np.array(laplacian) - np.mean(laplacian)) ** 2))
 
 
 def high_frequency_share(image: np.ndarray, above: float) -> float:
