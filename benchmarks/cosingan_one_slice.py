@@ -22,43 +22,50 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.phantom_training import (
+    SEMANTIC,
+    PhantomSlices,
+    add_arguments,
+    draw,
+    lesion_means,
+    lesion_values,
+    mean_dice,
+    patients,
+    sharpness_ratio,
+    shown,
+    train,
+)
 from benchmarks.record import RESULTS, write_result
-from benchmarks.segmentability import HU_WINDOW, SEMANTIC, PhantomSlices, draw, lesion_means, lesion_values, train
-from nnunet_synth.data.phantom import segment_by_intensity
 from nnunet_synth.evaluation.image_quality import ThresholdSegmenter, lesion_histogram_kl, segmentability
-from nnunet_synth.evaluation.overlap import dice
-from nnunet_synth.evaluation.sharpness import variance_of_laplacian
 from nnunet_synth.synthesizers.base import Slices
 from nnunet_synth.synthesizers.cosingan import CoSinGAN
-from nnunet_synth.synthesizers.gallery import overlay, to_gray, write_gallery
+from nnunet_synth.synthesizers.gallery import overlay, write_gallery
 
 NUM_DRAWINGS = 8        # of one label, for the spread within it
-DATA_SEED = 11
 
 
 def run(preset: str = "tiny", steps: int | None = None, size: int = 96, num_patients: int = 20, num_slices: int = 8,
         device: str = "cpu", seed: int = 0, folder: Path | None = None, picture: Path | None = None,
         **options: Any) -> dict[str, Any]:
     """Train on one slice of `num_patients`, judge on half as many others."""
-    patients = PhantomSlices.of_patients(range(num_patients), size, num_slices, DATA_SEED)
-    unseen = PhantomSlices.of_patients(range(1000, 1000 + num_patients // 2), size, num_slices, DATA_SEED).with_lesions
+    training, unseen, _ = patients(num_patients, size, num_slices)
     wall, used = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as temporary:
-        cosingan = train("cosingan", preset, patients, size, steps, folder or Path(temporary), device, seed,
+        cosingan = train("cosingan", preset, training, size, steps, folder or Path(temporary), device, seed,
                          num_models=1, **options)
     result = {"preset": preset, "size": size, "seed": seed, "options": options, "steps": cosingan.meta.steps,
               "scales": [scale.height for scale in cosingan.scales],
               "training_slice": cosingan.meta.metrics["training_slices"],
               "seconds_training": time.perf_counter() - wall, "cpu_seconds_training": time.process_time() - used,
-              "num_unseen_slices": len(unseen), **judge(cosingan, patients, unseen, seed)}
+              "num_unseen_slices": len(unseen), **judge(cosingan, training, unseen, seed)}
     if picture is not None:
         gallery(cosingan, unseen[::max(1, len(unseen) // 6)][:6], picture, seed)
     return result
 
 
-def judge(cosingan: CoSinGAN, patients: PhantomSlices, unseen: list[Slices], seed: int = 0) -> dict[str, Any]:
+def judge(cosingan: CoSinGAN, training: PhantomSlices, unseen: list[Slices], seed: int = 0) -> dict[str, Any]:
     """All measures, with RC off and on, and what of the task is fulfilled."""
-    fitted = ThresholdSegmenter.fit(patients.with_lesions, [1])
+    fitted = ThresholdSegmenter.fit(training.with_lesions, [1])
     real = mean_dice(unseen, unseen)
     result: dict[str, Any] = {"dice_real_given_interval": real, "spread_of_lesion_means_hu": {
         "real": float(lesion_means(unseen).std() * 1000)}}
@@ -68,8 +75,6 @@ def judge(cosingan: CoSinGAN, patients: PhantomSlices, unseen: list[Slices], see
         again = np.stack([lesion_means(draw(cosingan, unseen[::4], seed + 1 + number, batch_size=1))
                           for number in range(NUM_DRAWINGS)])
         found = mean_dice(drawn, drawn)
-        sharpness = [float(torch.cat([variance_of_laplacian(part.image) for part in parts]).mean())
-                     for parts in (unseen, drawn)]
         result[name] = {
             "given_interval": {"dice_synthetic": found, "ratio": found / real,
                                "dice_permuted": mean_dice(drawn, drawn[1:] + drawn[:1])},
@@ -77,7 +82,7 @@ def judge(cosingan: CoSinGAN, patients: PhantomSlices, unseen: list[Slices], see
             "lesion_mean_hu": float(lesion_values(drawn).mean() * 1000),
             "spread_over_drawings_of_one_label_hu": float(again.std(0).mean() * 1000),
             "lesion_intensity_kl": lesion_histogram_kl(lesion_values(unseen), lesion_values(drawn)),
-            "sharpness_ratio": sharpness[1] / sharpness[0],
+            "sharpness_ratio": sharpness_ratio(unseen, drawn),
         }
         result["spread_of_lesion_means_hu"][name] = float(lesion_means(drawn).std() * 1000)
     spread = result["spread_of_lesion_means_hu"]
@@ -91,22 +96,12 @@ def with_rc(cosingan: CoSinGAN, is_on: bool) -> None:
     cosingan.config = replace(cosingan.config, randomised_condition=is_on)
 
 
-def mean_dice(parts: list[Slices], labels: list[Slices]) -> float:
-    """Of the phantom's own analytic segmenter on `parts`, against `labels`."""
-    return float(np.mean([
-        dice(segment_by_intensity(part.image[0, 0].numpy() * 1000, part.layout[0].numpy()), other.label[0].numpy() > 0)
-        for part, other in zip(parts, labels, strict=True)]))
-
-
 def gallery(cosingan: CoSinGAN, parts: list[Slices], target: Path, seed: int) -> None:
     """real | label | RC off | RC on, twice."""
     drawn = []
     for is_on, number in ((False, 0), (True, 1), (True, 2)):
         with_rc(cosingan, is_on)
         drawn.append(draw(cosingan, parts, seed + number, batch_size=1))
-
-    def shown(part: Slices) -> np.ndarray:
-        return to_gray((part.image[0].numpy() * 1000 - HU_WINDOW[0]) / (HU_WINDOW[1] - HU_WINDOW[0]) * 2 - 1)
 
     rows = []
     for part, *others in zip(parts, *drawn, strict=True):
@@ -118,15 +113,9 @@ def gallery(cosingan: CoSinGAN, parts: list[Slices], target: Path, seed: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--steps", type=int, default=None, help="(default: the preset's)")
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--patients", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    add_arguments(parser, steps=None, size=96, threads=1)
     parser.add_argument("--folder", type=Path, help="keep the trained model there")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     from nnunet_synth.synthesizers.options import parse_options
     torch.set_num_threads(args.threads)

@@ -19,8 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.phantom_training import (
+    HU_WINDOW,
+    add_arguments,
+    draw,
+    lesion_means,
+    lesion_values,
+    patients,
+    train,
+)
 from benchmarks.record import RESULTS, write_result
-from benchmarks.segmentability import HU_WINDOW, PhantomSlices, draw, lesion_means, lesion_values, train
 from nnunet_synth.atomic import atomic_file
 from nnunet_synth.evaluation.image_quality import lesion_histogram_kl
 from nnunet_synth.synthesizers.base import Slices
@@ -32,13 +40,7 @@ NUM_EXAMPLES = 4
 def run(names: Sequence[str], steps: int, size: int, num_patients: int, num_slices: int, device: str, seed: int,
         picture: Path) -> dict[str, Any]:
     """Train each of `names` on `num_patients`, draw the labels of half as many others, and compare."""
-    training = PhantomSlices.of_patients(range(num_patients), size, num_slices, seed=11)
-    others = range(1000, 1000 + num_patients // 2)
-    unseen = PhantomSlices.of_patients(others, size, num_slices, seed=11).with_lesions
-    before = {part.origin[0]: part for part in
-              PhantomSlices.of_patients(others, size, num_slices, seed=11, has_lesions=False).parts}
-    healthy = [before[part.origin[0]] for part in unseen]
-
+    training, unseen, healthy = patients(num_patients, size, num_slices)
     drawn = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,14 +99,8 @@ def write_picture(unseen: list[Slices], drawn: dict[str, list[Slices]], target: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--synthesizers", nargs="+", default=["sean", "um2i", "m2i"])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--patients", type=int, default=20)
     parser.add_argument("--slices", type=int, default=8)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
+    add_arguments(parser, steps=600)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
