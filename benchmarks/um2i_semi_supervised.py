@@ -1,12 +1,13 @@
 """Does UM2I's semi-supervised stage help where only four slices have labels? On the phantom, three seeds.
 
-    python -m benchmarks.um2i_semi_supervised [--steps 500] [--seeds 3]
+    python -m benchmarks.um2i_semi_supervised [--steps 1000] [--seeds 3]
 
 The same four labelled slices train `tiny` UM2I for as many steps: supervised; with unlabelled slices for the
 task of drawing alone (their segmentation loss has weight 0); and as published, with pseudo-labels. What could be had at
-most is told by a supervised training with the labels of all slices. Judged on patients that none has seen: Dice of the label head, on the unsupervised mask of a real slice, against its true lesions, and
-the mean absolute difference of the drawn image to the real one. Of the pseudo-labels of the third it is asked whether
-those that the discriminator trusts are better than those that it does not.
+most is told by a supervised training with the labels of all slices. Judged on patients that none has seen: Dice of the
+label head, on the unsupervised mask of a real slice, against its true lesions, and the mean absolute difference of the
+drawn image to the real one. Of the pseudo-labels of the third it is asked whether those that the discriminator trusts
+are better than those that it does not.
 Writes `benchmarks/results/um2i_semi_supervised_<device>.json`.
 """
 
@@ -105,7 +106,7 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
