@@ -89,7 +89,8 @@ def _reference_positions(length: int) -> np.ndarray:
 
 
 def _similar_blocks(image: np.ndarray, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns [R, GROUP] of the blocks nearest to each reference block, itself among them."""
+    """Rows and columns [R, GROUP] of the blocks nearest to each reference block, itself first: where a window cut, many
+    are equal to it, and its own pixels need a value."""
     height, width = image.shape
     distances, shifts = [], []
     for down in range(-SEARCH, SEARCH + 1):
@@ -100,7 +101,7 @@ def _similar_blocks(image: np.ndarray, row: np.ndarray, column: np.ndarray) -> t
             # Rolled-in pixels reach only blocks that lie outside.
             difference = (image - np.roll(image, (-down, -right), (0, 1))) ** 2
             means = uniform_filter(difference, BLOCK, mode="nearest", origin=-(BLOCK // 2))
-            distances.append(np.where(inside, means[row, column], np.inf))
+            distances.append(np.where(inside, means[row, column], np.inf) if down or right else np.full(len(row), -1.0))
             shifts.append((down, right))
     nearest = np.argsort(np.array(distances), axis=0, kind="stable")[:GROUP].T
     chosen = np.array(shifts)[nearest]

@@ -54,3 +54,12 @@ def test_what_a_window_cut_off_does_not_hide_the_noise(clean):
     noisy = clean + np.random.default_rng(2).normal(0, 0.05, clean.shape)
     noisy[:, :60] = 0
     assert guess_sigma(noisy) == pytest.approx(0.05, rel=0.15)
+
+
+def test_flat_areas_have_a_value_and_no_noise(clean):
+    """Air, cut off by a window: more equal blocks than a group takes."""
+    noisy = clean + np.random.default_rng(0).normal(0, 0.05, clean.shape)
+    noisy[:, :30] = 0
+    found = denoise_bm3d(noisy, guess_sigma(noisy))
+    assert np.isfinite(found).all() and np.abs(found[:, :20]).max() < 1e-9
+    assert 0.02 < noise_level_bm3d(noisy) < 0.05

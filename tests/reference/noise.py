@@ -13,7 +13,8 @@ def denoise_bm3d(image: np.ndarray, sigma: float, block: int, group: int, search
             found = []
             for y in range(max(row - search, 0), min(row + search, height - block) + 1):
                 for x in range(max(column - search, 0), min(column + search, width - block) + 1):
-                    found.append((((here - image[y:y + block, x:x + block]) ** 2).mean(), y, x))
+                    distance = ((here - image[y:y + block, x:x + block]) ** 2).mean()
+                    found.append((-1 if (y, x) == (row, column) else distance, y, x))
             places = [(y, x) for _, y, x in sorted(found)[:group]]
             spectrum = haar([cosines(image[y:y + block, x:x + block]) for y, x in places])
             kept = [np.where(np.abs(plane) >= threshold * sigma, plane, 0) for plane in spectrum]
