@@ -30,6 +30,7 @@ from benchmarks.record import synchronise, write_result
 from benchmarks.sean_decode import lung_labels
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta, SynthRequest
+from nnunet_synth.synthesizers.options import make_config
 
 SYNTHESIZERS = ("sean", "um2i", "cs2", "cosingan", "lcgan")
 LESION = 3              # in the maps of `lung_labels`; 1 and 2 are the lungs
@@ -38,9 +39,10 @@ ROUNDS = 2, 15          # at least, at most
 
 
 def build(name: str, preset: str, size: int, device: torch.device) -> Synthesizer:
-    """Random weights; style and lesion intensities of a few phantom slices."""
+    """Random weights; style and lesion intensities of a few phantom slices. CS2 draws from superpixels here, as its
+    clusters are found offline."""
     synthesizer_class = find_synthesizer(name)
-    config = synthesizer_class.PRESETS[preset]
+    config = make_config(synthesizer_class, preset, {"mask": "slic"} if name == "cs2" else None)
     meta = SynthMeta(synthesizer=name, config=asdict(config), dataset="phantom", channel_names=["CT"],
                      semantic=SEMANTIC, target_labels=[1], intensity_range=[[bound / 1000 for bound in HU_WINDOW]],
                      patch_size=[size, size], divisor=1, fold=0, train_case_ids=[])

@@ -101,11 +101,16 @@ def to_unit(image: Tensor, valid: Tensor, intensity_range: Sequence[Sequence[flo
 
 @dataclass(frozen=True, repr=False)
 class AcceptanceGate:
-    """Which synthetic samples may be learnt from: those with P(real) ≥ `threshold`."""
+    """Which synthetic samples may be learnt from: those with P(real) ≥ `threshold`.
+
+    Attributes:
+        acceptance: share of this model's images that `select` accepted, at the threshold of `record`.
+    """
 
     classifier: AcceptanceClassifier
     threshold: float
     record: SelectionRecord
+    acceptance: float | None = None
 
     def accepts(self, image: Tensor, valid: Tensor) -> Tensor:
         """[N, C, *sp] in network intensities and [N, *sp] → [N] bool."""
@@ -166,12 +171,13 @@ def load_gate(folder: Path, meta: SynthMeta, threshold: float, device: torch.dev
                                ("plans (hash)", record.plans_sha256[:12], meta.plans_sha256[:12])):
         if theirs != ours:
             raise UserError(f"{name} was made for {what} {theirs}, the synthesizer is of {what} {ours}: {cure}")
-    known = {checkpoint["sha256"] for checkpoint in record.checkpoints.values()}
-    if file_sha256(folder / WEIGHTS_FILE) not in known:
+    known = {checkpoint["sha256"]: checkpoint for checkpoint in record.checkpoints.values()}
+    model = known.get(file_sha256(folder / WEIGHTS_FILE))
+    if model is None:
         raise UserError(f"{name} has not seen the model in {folder} (it knows {', '.join(record.checkpoints)} as they "
                         f"were then): {cure}")
     path = home / CLASSIFIER_FILE
-    return AcceptanceGate(_load_classifier(path, record, cure).to(device), threshold, record)
+    return AcceptanceGate(_load_classifier(path, record, cure).to(device), threshold, record, model.get("acceptance"))
 
 
 def _load_classifier(path: Path, record: SelectionRecord, cure: str) -> AcceptanceClassifier:

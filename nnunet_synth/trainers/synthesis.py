@@ -21,6 +21,8 @@ from nnunet_synth.synthesizers.base import StyleOptions, Synthesizer, SynthReque
 from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
 from nnunet_synth.trainers.loss_terms import Synthesize
 
+FEW_ACCEPTED = 0.1      # share of the synthetic images
+
 
 @dataclass(frozen=True)
 class UnlabelledBatch:
@@ -90,7 +92,7 @@ class Synthesis:
         if settings.synthetic_accept_threshold is not None:
             gate = load_gate(folder, synthesizer.meta, settings.synthetic_accept_threshold, device,
                              select_command(experiment, settings))
-            warnings += _other_size(gate, experiment)
+            warnings += [*_other_size(gate, experiment), *_rejects_nearly_all(gate)]
         synthesizer.style = style_options(settings)
         synthesizer.label_source = settings.label_source
         synthesizer.check_label_source()
@@ -251,3 +253,12 @@ def _other_size(gate: AcceptanceGate, experiment: Experiment) -> list[str]:
         return []
     return [f"the classifier of synthetic_accept_threshold learnt from images of {learnt} pixels and will judge "
             f"{wanted}: run nnunet_synth select under the configuration {experiment.configuration}"]
+
+
+def _rejects_nearly_all(gate: AcceptanceGate) -> list[str]:
+    """A warning where hardly a synthetic image will be learnt from."""
+    if gate.acceptance is None or gate.acceptance >= FEW_ACCEPTED:
+        return []
+    return [f"nnunet_synth select accepted {gate.acceptance:.0%} of this synthesizer's images at P(real) ≥ "
+            f"{gate.record.threshold:g}, so synthetic_accept_threshold will leave hardly any to learn from: pretrain "
+            "it longer, or lower the threshold"]

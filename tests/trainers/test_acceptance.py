@@ -203,3 +203,17 @@ def test_images_of_another_size_are_warned_of(planned_dataset: Path) -> None:
     trainer = run(planned_dataset, num_epochs=1, synthesizer="sean", synthetic_accept_threshold=0.1)
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
     assert "learnt from images of [64, 64] pixels and will judge [32, 32]" in log
+
+
+@pytest.mark.parametrize(("acceptance", "is_warned"), [(0.0, True), (0.09, True), (0.1, False), (None, False)])
+def test_a_gate_that_will_leave_hardly_anything_is_warned_of(planned_dataset: Path, acceptance: float | None,
+                                                             is_warned: bool) -> None:
+    """What select measured of the very model that is trained with."""
+    folder = save_with_classifier(always=0.5)
+    record = load_record(folder, "")
+    others = {"step_000010": {"sha256": "0" * 64, "acceptance": 0.02 if acceptance else 0.9}}
+    save_record(replace(record, checkpoints={**others, "final": {**record.checkpoints["final"],
+                                                                "acceptance": acceptance}}), folder)
+    trainer = run(planned_dataset, num_epochs=1, synthetic_accept_threshold=0.1)
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text()
+    assert ("will leave hardly any to learn from" in log) == is_warned
