@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="as CoSinGAN's authors: volumes for the masks of all labelled cases, those of the "
                              "validation fold too. The result knows test masks and is marked so")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", dest="options",
-                        help="change how a trained cosingan draws: randomised_condition, image_fusion or dropout = "
-                             "true or false; may be repeated")
+                        help="change how a trained synthesizer draws, of cosingan: randomised_condition, image_fusion "
+                             "or dropout = true or false; may be repeated")
     parser.add_argument("-n", type=int, default=None, dest="number", metavar="N",
                         help="number of images (default: 16) or volumes (default: all)")
     target = parser.add_mutually_exclusive_group(required=True)
@@ -91,6 +91,7 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
     from nnunet_synth.progress import progress
     from nnunet_synth.synthesizers.gallery import write_gallery
+    from nnunet_synth.synthesizers.options import apply_drawing_options, parse_options
 
     if number is not None and number < 1:
         raise UserError(f"-n {number}: must be at least 1")
@@ -99,7 +100,7 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     target = _target(output, as_dataset, name)
     model = load_fitting_synthesizer(experiment, synthesizer, used_device, montage=None)
     _check_montage(model.meta, wanted_tiles)
-    set_drawing_options(model, options)
+    apply_drawing_options(model, parse_options(options))
     if volumes or paper_conditions:
         if source != "labels" or montage is not None or model.meta.montage:
             raise UserError("--volumes are drawn for label volumes, slice by slice: leave out --from and --montage, "
@@ -187,20 +188,6 @@ def sample_volumes(experiment: Experiment, model: Synthesizer, target: Path, num
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Who draws
-
-
-def set_drawing_options(synthesizer: Synthesizer, options: Sequence[str]) -> None:
-    """Change how a trained synthesizer draws. Raises UserError for what cannot be changed after training."""
-    from dataclasses import replace
-
-    from nnunet_synth.synthesizers.options import make_config, parse_options
-    changed = parse_options(options)
-    if unknown := sorted(set(changed) - set(synthesizer.drawing_options)):
-        known = ", ".join(synthesizer.drawing_options) or "none"
-        raise UserError(f"--option {unknown[0]}: of a trained {synthesizer.name} it cannot be changed; what can be: "
-                        f"{known}")
-    make_config(type(synthesizer), synthesizer.meta.preset, changed)        # checks the types
-    synthesizer.config = replace(synthesizer.config, **changed)
 
 
 def load_fitting_synthesizer(experiment: Experiment, name: str, device: str,

@@ -43,6 +43,22 @@ def make_config(synthesizer: type[Synthesizer], preset: str = "default",
     return replace(config, **options)
 
 
+def apply_drawing_options(synthesizer: Synthesizer, options: Mapping[str, Any]) -> None:
+    """Change how a trained synthesizer draws: its `config` gets these values, the description of its training stays.
+
+    Raises:
+        UserError: an option cannot be changed after training, has another type than the one that it was trained with,
+            or does not go with what was trained.
+    """
+    changed = {}
+    for key, value in options.items():
+        if key not in synthesizer.drawing_options:
+            known = ", ".join(synthesizer.drawing_options) or "none"
+            raise UserError(f"option {key}: of a trained {synthesizer.name} it cannot be changed; what can be: {known}")
+        changed[key] = _checked(synthesizer.name, synthesizer.config, key, value)
+    synthesizer.config = replace(synthesizer.config, **changed)
+
+
 def check_choices(config: Any, **choices: Sequence[str]) -> None:
     """Raises UserError where a field of a configuration has none of its known values."""
     for name, known in choices.items():

@@ -17,8 +17,9 @@ from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.checkpoint import load_synthesizer
+from nnunet_synth.synthesizers.cosingan import CoSinGAN
 from tests.conftest import DATASET_ID
-from tests.trainers.runs import save_untrained_sean
+from tests.trainers.runs import save_untrained, save_untrained_sean
 
 
 @pytest.fixture
@@ -141,3 +142,11 @@ def test_an_interrupted_run_leaves_nothing(experiment, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run("-n", "2", "--output", str(tmp_path / "out"))
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_two_models_of_a_tiny_training_can_be_mixed(planned_dataset, tmp_path):
+    """What may be changed is judged by what was trained, not by the preset, which has one model."""
+    meta = save_untrained(CoSinGAN, width=4, num_models=2) / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "preset": "tiny"}))
+    run("--synthesizer", "cosingan", "--option", "image_fusion=true", "-n", "1", "--output", str(tmp_path / "drawn"))
+    assert len(list((tmp_path / "drawn" / "imagesTr").iterdir())) == 1

@@ -80,7 +80,7 @@ def test_the_papers_conditions_are_those_of_all_cases_and_say_so(experiment, tmp
 
 @pytest.mark.parametrize(("arguments", "match"), [
     (("--volumes", "--from", "pool"), "drawn for label volumes, slice by slice: leave out --from and --montage"),
-    (("--volumes", "--option", "width=8"), "--option width: of a trained cosingan it cannot be changed; what can be: "
+    (("--volumes", "--option", "width=8"), "option width: of a trained cosingan it cannot be changed; what can be: "
                                            "randomised_condition, image_fusion, dropout"),
     (("--volumes", "--option", "dropout=1"), "option dropout of synthesizer cosingan must be bool"),
 ])
