@@ -18,7 +18,7 @@ from nnunet_synth.synthesizers.gray_conditions import gray_ranges
 from nnunet_synth.synthesizers.options import make_config
 from nnunet_synth.synthesizers.pretrain import pretrain
 from nnunet_synth.synthesizers.scales import find_scales
-from nnunet_synth.testing import ContractSlices, check_synthesizer, contract_meta
+from nnunet_synth.testing import RANGE, ContractSlices, check_synthesizer, contract_meta
 from tests.reference import cosingan as reference
 
 pytest.importorskip("kornia")
@@ -45,12 +45,12 @@ class OnlyWholeSlices(ContractSlices):
         raise AssertionError("a stage sampled from all slices")
 
 
-def make(size=48, preset="tiny", **options):
+def make(size=48, preset="tiny", source=OnlyWholeSlices, **options):
     """Untrained, with its slices chosen; of the published form unless `options` say otherwise."""
     config = make_config(CoSinGAN, preset, {"width": 4, "ndf": 4, "batch_size": 2, "condition": "add", **options})
     torch.manual_seed(0)
     cosingan = CoSinGAN.build(contract_meta("cosingan", asdict(config), 1, size), config)
-    cosingan.prepare_training(OnlyWholeSlices(size))
+    cosingan.prepare_training(source(size))
     return cosingan
 
 
@@ -245,6 +245,40 @@ def test_strong_views_fit_and_weak_ones_restore():
     assert [stage.augmentation.elastic for stage in stages] == pytest.approx([0.05, 0, 0.025, 0, 0, 0])
 
 
+class ClassesAsIntensities(OnlyWholeSlices):
+    """The image shows the classes: −1, 0 and 1 for background, lung and lesion, all off the centre. Only the latter two
+    are scanned."""
+
+    def iterate(self, only_targets, max_slices=None):
+        for part in super().iterate(only_targets, max_slices):
+            layout, label = torch.zeros_like(part.layout), torch.zeros_like(part.label)
+            size = self.size
+            layout[:, size // 8:size * 3 // 4, size // 4:] = 1
+            layout[:, size * 3 // 4:, size // 2:size * 3 // 4] = 1
+            label[:, size // 4:size // 2, size // 3:size * 3 // 4] = 1
+            semantic = layout + label
+            low, high = RANGE
+            image = low + semantic[:, None].float() / 2 * (high - low)
+            yield replace(part, image=image, label=label, layout=layout, valid=semantic > 0)
+
+
+def test_images_and_all_their_conditions_are_one_view():
+    """2.1.3: "consistent with augmentation imposed on conditions all the time". Away from the borders of the classes,
+    the image shows the class that each condition says, at the stage's own scale and at all coarser ones."""
+    stages = make(96, source=ClassesAsIntensities, batch_size=8, rotation=45.0, elastic=0.05).stages()
+    assert len(stages) == 8 and stages[0].augmentation.elastic == 0.05
+    for number, stage in enumerate(stages):
+        batch = stage.sample(ClassesAsIntensities(96), np.random.default_rng(number))
+        assert torch.equal(batch["valid"], batch[f"semantic_{number // 2}"] > 0)
+        assert len({view.numpy().tobytes() for view in batch["semantic_0"]}) == 8, "each sample is a view of its own"
+        for level in range(number // 2 + 1):
+            semantic = batch[f"semantic_{level}"].float()
+            inner = nn.functional.max_pool2d(semantic, 5, 1, 2) == -nn.functional.max_pool2d(-semantic, 5, 1, 2)
+            shown = nn.functional.interpolate(batch["image"], semantic.shape[1:], mode="bilinear", antialias=True)
+            assert semantic[inner].unique().tolist() == [0, 1, 2]
+            assert torch.equal((shown[:, 0] + 1).round()[inner], semantic[inner]), f"{stage.name}: semantic_{level}"
+
+
 class Features(nn.Module):
     def __init__(self, factor):
         super().__init__()
@@ -313,6 +347,35 @@ def test_randomised_conditions_differ_at_each_scale_and_can_be_turned_off():
     plain = drawn(cosingan, None)
     cosingan.config = replace(cosingan.config, randomised_condition=False)
     assert torch.equal(drawn(cosingan, 0), plain) and torch.equal(drawn(cosingan, 1), plain)
+
+
+@pytest.mark.parametrize("options", [{"condition": "add"}, {"condition": "concat"},
+                                     {"num_models": 2, "image_fusion": True}])
+def test_each_scale_is_drawn_from_classes_in_gray_values_of_its_own(monkeypatch, options):
+    """Of RC (Eq. 10), what reaches the networks, not what was drawn at random."""
+    given = {}
+    draw_part = Pyramid.draw_part
+
+    def spy(self, part, image, condition, dropout=None):
+        given[self, part] = condition
+        return draw_part(self, part, image, condition, dropout)
+
+    monkeypatch.setattr(Pyramid, "draw_part", spy)
+    cosingan = make(64, **options)
+    request = request_of(64)
+    drawn(cosingan, 5, request)
+    choice = cosingan._choice
+    assert len(given) == 6 * len(choice.models)
+    classes = torch.where(request.label > 0, 2, request.layout).numpy()
+    for model, grays in zip(choice.models, choice.grays.numpy(), strict=True):
+        for level, side in enumerate((32, 48, 64)):
+            places = np.floor((np.arange(side) + 0.5) * 64 / side).astype(int)
+            expected = grays[level][classes[:, places][:, :, places]] / 255 * 2 - 1
+            for part in (2 * level, 2 * level + 1):
+                found = given[cosingan.pyramids[model], part]
+                np.testing.assert_allclose(found[:, 0].numpy(), expected, atol=1e-6)
+        colours = [given[cosingan.pyramids[model], part].unique().tolist() for part in (0, 2, 4)]
+        assert [len(values) for values in colours] == [3, 3, 3] and len({*sum(colours, [])}) == 9
 
 
 def test_one_model_a_step_each_in_its_turn():
