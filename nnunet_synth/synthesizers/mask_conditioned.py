@@ -15,7 +15,13 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.superpixels import WHITE, paint, quantise, segment_means
 from nnunet_synth.synthesizers.base import Prepared, Slices, SliceSource, Synthesizer, SynthMeta
 from nnunet_synth.synthesizers.blocks import masked
-from nnunet_synth.synthesizers.mask_editing import LesionParts, LesionValues, edit_mask, find_lesion_parts, organ_values
+from nnunet_synth.synthesizers.mask_editing import (
+    LesionValues,
+    count_healthy,
+    edit_mask,
+    find_lesion_parts,
+    organ_level,
+)
 
 MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
 NUM_CHECKED = 64        # slices in which they are compared with what is around them
@@ -123,16 +129,15 @@ class MaskConditioned(Synthesizer):
         num_hidden = num_pixels = 0
         for one in slices.iterate(only_targets=True, max_slices=NUM_CHECKED):
             of_slice = self.prepare_slices(one)
-            gray = gray_of(masked(of_slice.image, of_slice.valid))
-            segments, number = self.find_segments(gray, of_slice.cluster)
+            gray, segments, number = self._segmented(of_slice)
             is_target = torch.isin(of_slice.label, self.label_values.new_tensor(self.meta.target_labels))
             # A superpixel at a rim is cut in two: a lesion is drawn with what is the lesion's alone.
             parts = torch.where(is_target, segments + number, segments)
-            level = paint(quantise(segment_means(gray * WHITE, parts, 2 * number), step), parts)
-            of_organs = organ_values(level, of_slice.layout, ~is_target & of_slice.valid, self.lesion_values.num_organs,
-                                     step)
+            level = paint(quantise(segment_means(gray, parts, 2 * number), step), parts)
+            around = organ_level(level, of_slice.layout, ~is_target & of_slice.valid, self.lesion_values.num_organs,
+                                 step)
             in_organ = is_target & (of_slice.layout > 0)
-            num_hidden += int((in_organ & (level == paint(of_organs, of_slice.layout)).all(1)).sum())
+            num_hidden += int((in_organ & (level == around).all(1)).sum())
             num_pixels += int(in_organ.sum())
         return num_hidden / max(num_pixels, 1)
 
@@ -150,20 +155,25 @@ class MaskConditioned(Synthesizer):
             UserError: none of them holds a lesion.
         """
         origins, found = [], []
+        num_organs = self.lesion_values.num_organs
+        healthy = torch.zeros((), dtype=torch.float64)
         for one, of_slice in prepared:
-            found.append(self._lesion_parts(of_slice))
+            gray, segments, _ = self._segmented(of_slice)
+            found.append([find_lesion_parts(gray, segments, of_slice.label, of_slice.layout, label, num_organs)
+                          for label in self.lesion_values.labels])
+            healthy = healthy + count_healthy(gray, segments, of_slice.label, of_slice.layout, num_organs)
             origins += one.origin
         if not any(len(parts.pixels) for of_slice in found for parts in of_slice):
             raise UserError(f"no labelled training slice of fold {self.meta.fold} has a lesion of four pixels in one "
                             "segment, so there are no gray values to draw lesions with: choose another fold")
-        self.lesion_values.fill(list(zip(*found, strict=True)), origins)
+        self.lesion_values.fill(list(zip(*found, strict=True)), origins, healthy)
 
-    def _lesion_parts(self, prepared: Prepared) -> list[LesionParts]:
-        """Those of each target label in one labelled slice."""
+    def _segmented(self, prepared: Prepared) -> tuple[Tensor, Tensor, int]:
+        """Of a labelled slice, gray values [1, C, H, W] in [0, 255], its segments [1, H, W] and a number that no id
+        reaches."""
         gray = gray_of(masked(prepared.image, prepared.valid))
-        segments, _ = self.find_segments(gray, prepared.cluster)
-        return [find_lesion_parts(gray * WHITE, segments, prepared.label, prepared.layout, label,
-                                  self.lesion_values.num_organs) for label in self.lesion_values.labels]
+        segments, number = self.find_segments(gray, prepared.cluster)
+        return gray * WHITE, segments, number
 
     def prepare_slices(self, slices: Slices) -> Prepared:
         """Whole slices as those of a request are seen: on the device, padded, in [−1, 1]."""

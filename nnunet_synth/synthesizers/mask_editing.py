@@ -2,8 +2,8 @@
 
 The masks are those of UM2I and CS2: gray values from 0 to 255, most often quantised to multiples of t. UM2I, V.C: a
 lesion is drawn by painting its shape with the gray value of its density. On the fly the shape is a pseudo-label, and
-the gray value is drawn from those that lesions have in labelled slices (`LesionValues`); what looks like a lesion but
-has no label takes the most frequent value of its organ.
+the gray value is drawn from those that lesions have in labelled slices (`LesionValues`); what looks like a lesion, and
+not like the organ itself, but has no label takes the most frequent value of its organ.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from nnunet_synth.superpixels import WHITE, paint, quantise, segment_means
 
 MIN_PIXELS = 4                  # of a lesion in a superpixel: its gray value must not be that of a noisy pixel
 TYPICAL = (0.05, 0.95)          # quantiles between which a lesion's gray values usually lie
+NUM_GRAYS = 256                 # whole gray values, in which frequencies are counted
+RARE = 1e-4                     # share that any gray value is credited with
+WIDTH = 10.0                    # of the levels in which they are compared, where t is smaller: single values are rare
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -38,19 +41,18 @@ def insert(mask: Tensor, where: Tensor, value: Tensor) -> Tensor:
     return torch.where(where[:, None], value.to(mask.dtype)[:, :, None, None], mask)
 
 
-def remove(mask: Tensor, where: Tensor, layout: Tensor, healthy: Tensor, num_organs: int, step: float) -> Tensor:
-    """Give pixels the most frequent gray value of the organ that they lie in; outside all organs nothing changes.
+def organ_level(mask: Tensor, layout: Tensor, healthy: Tensor, num_organs: int, step: float) -> Tensor:
+    """[N, C, H, W] for each pixel the most frequent gray value of the organ that it lies in.
 
     Args:
         mask: [N, C, H, W] in [0, 255].
-        where: [N, H, W] bool.
         layout: [N, H, W] int64, 0 = no organ, at most `num_organs`.
         healthy: [N, H, W] bool, the pixels whose values count; where an organ of an image has none, all of it does.
         step: t of the mask; 0 = not quantised.
     """
     values = organ_values(mask, layout, healthy, num_organs, step)
-    values = torch.where(values.isnan(), organ_values(mask, layout, torch.ones_like(where), num_organs, step), values)
-    return torch.where((where & (layout > 0))[:, None], paint(values, layout).to(mask.dtype), mask)
+    of_all = organ_values(mask, layout, torch.ones_like(healthy), num_organs, step)
+    return paint(torch.where(values.isnan(), of_all, values), layout).to(mask.dtype)
 
 
 def organ_values(mask: Tensor, layout: Tensor, counted: Tensor, num_organs: int, step: float) -> Tensor:
@@ -120,6 +122,8 @@ class LesionValues(nn.Module):
         cumulative: [L, K] share of pixels up to and with this value; all 0 where a label has no lesion.
         typical: [L, 2, C] the 5 % and 95 % quantiles of each channel.
         organs: [L, num_organs + 1] bool, the layout values in which lesions of the label lie.
+        of_lesions, of_healthy: [L, NUM_GRAYS, C] share of each whole gray value among the pixels of the label, and
+            among those without any label in the same organs.
         origins: (case id, slice index) of what it was filled from.
     """
 
@@ -133,14 +137,23 @@ class LesionValues(nn.Module):
         self.register_buffer("typical", torch.zeros(len(self.labels), 2, num_channels), persistent=False)
         self.register_buffer("organs", torch.zeros(len(self.labels), num_organs + 1, dtype=torch.bool),
                              persistent=False)
+        for name in ("of_lesions", "of_healthy"):
+            self.register_buffer(name, torch.zeros(len(self.labels), NUM_GRAYS, num_channels), persistent=False)
 
     @property
     def exists(self) -> Tensor:
         """[L] bool: the label has lesions to draw from."""
         return self.cumulative[:, -1] > 0
 
-    def fill(self, parts: Sequence[Sequence[LesionParts]], origins: Sequence[tuple[str, int]]) -> None:
-        """Replace what is there by the parts of each label, in the order of `labels`."""
+    def fill(self, parts: Sequence[Sequence[LesionParts]], origins: Sequence[tuple[str, int]],
+             healthy: Tensor | None = None) -> None:
+        """Replace what is there.
+
+        Args:
+            parts: of each label, in the order of `labels`.
+            origins: of the slices.
+            healthy: what `count_healthy` found in them, summed; None = nobody knows.
+        """
         rows = [self._sorted(of_label) for of_label in parts]
         longest = max(1, *(len(pixels) for _, pixels in rows))
         self.value = torch.stack([F.pad(value, (0, 0, 0, longest - len(value))) for value, _ in rows])
@@ -151,7 +164,29 @@ class LesionValues(nn.Module):
                                     for value, pixels in rows])
         self.organs = torch.stack([torch.stack([part.organs for part in of_label]).any(0) if of_label
                                    else torch.zeros_like(self.organs[0]) for of_label in parts])
+        self.of_lesions = torch.stack([_shares(value, pixels) for value, pixels in rows])
+        self.of_healthy = torch.zeros_like(self.of_lesions)
+        if healthy is not None:
+            counts = torch.einsum("lo,ogc->lgc", self.organs.to(healthy.dtype), healthy)
+            self.of_healthy = (counts / counts.sum(1, keepdim=True).clamp_min(1)).to(self.of_lesions)
         self.origins = list(origins)
+
+    def is_likelier_lesion(self, mask: Tensor, index: int, step: float) -> Tensor:
+        """[N, H, W] bool: of the label `labels[index]`, gray values like that are at least as frequent in lesions as in
+        what is healthy around them (over channels, the product of the shares).
+
+        Args:
+            mask: [N, C, H, W] in [0, 255], quantised to multiples of `step`.
+        """
+        width = max(step, WIDTH)
+        num_levels = int(WHITE / width) + 1
+        level_of = (torch.arange(NUM_GRAYS, device=mask.device) / width).long()
+        lesions, healthy = (torch.zeros(num_levels, mask.shape[1], device=mask.device).index_add(0, level_of, shares)
+                            for shares in (self.of_lesions[index], self.of_healthy[index]))
+        evidence = ((lesions + RARE) / (healthy + RARE)).log()
+        level = ((mask + 1e-3) / width).long().clamp(0, num_levels - 1)
+        found = evidence.T[None].expand(len(mask), -1, -1).gather(2, level.flatten(2)).sum(1)
+        return (found >= 0).view(mask[:, 0].shape)
 
     def _sorted(self, parts: Sequence[LesionParts]) -> tuple[Tensor, Tensor]:
         value = torch.cat([self.value[0, :0], *(part.value for part in parts)])
@@ -181,6 +216,32 @@ class LesionValues(nn.Module):
         return hashlib.sha256(json.dumps(self.origins).encode()).hexdigest()
 
 
+def count_healthy(image: Tensor, segments: Tensor, label: Tensor, layout: Tensor, num_organs: int) -> Tensor:
+    """How often each whole gray value is the mean of a superpixel's unlabelled part, in pixels of each organ.
+
+    Args:
+        image: [1, C, H, W] gray values from 0 to 255.
+        segments, label, layout: [1, H, W] int64.
+
+    Returns:
+        [num_organs + 1, NUM_GRAYS, C] float64.
+    """
+    is_healthy = label == 0
+    rest = int(segments.max()) + 1
+    parts = torch.where(is_healthy, segments, rest)
+    gray = paint(segment_means(image, parts, rest + 1), parts).long().clamp(0, NUM_GRAYS - 1)
+    index = (layout[:, None] * NUM_GRAYS + gray)[0][:, is_healthy[0]]
+    counts = [torch.bincount(channel, minlength=(num_organs + 1) * NUM_GRAYS) for channel in index]
+    return torch.stack(counts, dim=-1).double().unflatten(0, (num_organs + 1, NUM_GRAYS))
+
+
+def _shares(value: Tensor, pixels: Tensor) -> Tensor:
+    """[NUM_GRAYS, C] of [K, C] gray values that so many pixels have; 0 where there are none."""
+    gray = value.long().clamp(0, NUM_GRAYS - 1)
+    counts = [torch.bincount(channel, pixels.double(), NUM_GRAYS) for channel in gray.T]
+    return (torch.stack(counts, dim=-1) / pixels.double().sum().clamp_min(1)).float()
+
+
 def _typical(value: Tensor, pixels: Tensor) -> Tensor:
     """[2] the `TYPICAL` quantiles of [K] values that so many pixels have; 0 where there are none."""
     if len(value) == 0:
@@ -200,8 +261,8 @@ def edit_mask(mask: Tensor, label: Tensor, layout: Tensor, values: LesionValues,
     """The mask of an image after the lesions of `label` were put in its place and no others left.
 
     * Pixels of a label that `values` knows: one gray value an image and label, drawn from its histogram and quantised.
-    * Pixels without a label, in an organ where labelled lesions lie, and of a lesion's typical gray value: the most
-      frequent value of the organ in this image. Where there is no layout, nothing is taken away.
+    * Pixels without a label that look like a lesion (`find_removed`): the most frequent value of the organ in this
+      image. Where there is no layout, nothing is taken away.
     * All else stays.
 
     Args:
@@ -218,8 +279,8 @@ def edit_mask(mask: Tensor, label: Tensor, layout: Tensor, values: LesionValues,
 def edit_mask_with(mask: Tensor, label: Tensor, layout: Tensor, values: LesionValues, step: float,
                    drawn: Tensor) -> Tensor:
     """`edit_mask` with the gray values given, [N, L, C], not yet quantised: a function of tensors alone."""
-    removed = find_removed(mask, label, layout, values, step)
-    mask = remove(mask, removed, layout, ~removed & (label == 0), values.num_organs, step)
+    healthy = organ_level(mask, layout, label == 0, values.num_organs, step)
+    mask = torch.where(find_removed(mask, label, layout, values, step, healthy)[:, None], healthy, mask)
     if step > 0:
         drawn = quantise(drawn, step)
     for index, wanted in enumerate(values.labels):
@@ -227,12 +288,23 @@ def edit_mask_with(mask: Tensor, label: Tensor, layout: Tensor, values: LesionVa
     return mask
 
 
-def find_removed(mask: Tensor, label: Tensor, layout: Tensor, values: LesionValues, step: float) -> Tensor:
-    """[N, H, W] bool: looks like a lesion, lies where lesions lie, and has no label."""
+def find_removed(mask: Tensor, label: Tensor, layout: Tensor, values: LesionValues, step: float,
+                 healthy: Tensor) -> Tensor:
+    """[N, H, W] bool: has no label, lies where lesions lie, and looks like one.
+
+    That is, its gray value is typical of lesions, at least as frequent in them as in the healthy organ (where lesions
+    and lung share a level, the level is the lung's), and not what most of the organ has in this image: another scanner,
+    or a lung breathed out, may have the gray value of lesions everywhere.
+
+    Args:
+        healthy: [N, C, H, W] of `organ_level`.
+    """
+    differs = ((mask - healthy).abs() >= max(step, 1.0) / 2).any(1)
     typical = values.typical if step == 0 else quantise(values.typical, step)
     looks_alike = torch.zeros_like(label, dtype=torch.bool)
     for index in range(len(values.labels)):
         low, high = typical[index][:, :, None, None]
         in_range = ((mask >= low) & (mask <= high)).all(1)
-        looks_alike |= in_range & values.organs[index][layout] & values.exists[index]
-    return looks_alike & (label == 0) & (layout > 0)
+        looks_alike |= (in_range & values.is_likelier_lesion(mask, index, step) & values.organs[index][layout]
+                        & values.exists[index])
+    return looks_alike & differs & (label == 0) & (layout > 0)

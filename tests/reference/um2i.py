@@ -85,22 +85,23 @@ def most_frequent(values: np.ndarray) -> float:
 
 
 def edit(mask: np.ndarray, label: np.ndarray, layout: np.ndarray, drawn: dict[int, float],
-         typical: dict[int, tuple[float, float]], organs: dict[int, set[int]]) -> np.ndarray:
+         typical: dict[int, tuple[float, float]], organs: dict[int, set[int]],
+         of_lesions: dict[int, dict[float, float]], of_healthy: dict[int, dict[float, float]]) -> np.ndarray:
     """synthesizers.md §2.2 on one quantised mask [H, W].
 
     For each label that labelled slices have, `drawn` is the quantised gray value to paint, `typical` the quantised
-    range of its gray values, `organs` the organs it lies in.
+    range of its gray values, `organs` the organs it lies in; `of_lesions` and `of_healthy` tell which share of its
+    pixels, and of those without a label in these organs, has a level.
     """
-    removed = np.zeros(mask.shape, bool)
-    for y, x in np.ndindex(mask.shape):
-        removed[y, x] = label[y, x] == 0 and layout[y, x] > 0 and any(
-            low <= mask[y, x] <= high and layout[y, x] in organs[one] for one, (low, high) in typical.items())
     edited = mask.copy()
     for y, x in np.ndindex(mask.shape):
-        if removed[y, x]:
-            organ = layout == layout[y, x]
-            healthy = organ & ~removed & (label == 0)
-            edited[y, x] = most_frequent(mask[healthy if healthy.any() else organ])
-        elif label[y, x] in drawn:
+        organ, level = layout == layout[y, x], mask[y, x]
+        if label[y, x] in drawn:
             edited[y, x] = drawn[label[y, x]]
+        elif label[y, x] == 0 and layout[y, x] > 0:
+            own = most_frequent(mask[organ & (label == 0)])
+            if level != own and any(low <= level <= high and layout[y, x] in organs[one]
+                                    and of_lesions[one].get(level, 0) >= of_healthy[one].get(level, 0)
+                                    for one, (low, high) in typical.items()):
+                edited[y, x] = own
     return edited

@@ -9,13 +9,14 @@ import torch
 from nnunet_synth.synthesizers.mask_editing import (
     LesionParts,
     LesionValues,
+    count_healthy,
     edit_mask,
     edit_mask_with,
     find_lesion_parts,
     find_removed,
     insert,
+    organ_level,
     organ_values,
-    remove,
 )
 from tests.reference import um2i as reference
 
@@ -23,8 +24,10 @@ STEP = 50.0
 
 
 def values_of(gray: dict[int, list[float]], organs: dict[int, set[int]], num_organs: int = 2,
-              pixels: dict[int, list[int]] | None = None) -> LesionValues:
-    """Lesion values with one channel: label → gray values, each of as many pixels as given (default 1)."""
+              pixels: dict[int, list[int]] | None = None,
+              healthy: dict[int, dict[float, int]] | None = None) -> LesionValues:
+    """Lesion values with one channel: label → gray values, each of as many pixels as given (default 1); and organ →
+    gray value → healthy pixels of it."""
     values = LesionValues(sorted(gray), num_channels=1, num_organs=num_organs)
     parts = []
     for label in sorted(gray):
@@ -32,8 +35,18 @@ def values_of(gray: dict[int, list[float]], organs: dict[int, set[int]], num_org
         under = torch.tensor([organ in organs[label] for organ in range(num_organs + 1)])
         parts.append([LesionParts(torch.tensor(gray[label])[:, None], torch.tensor(counts).float(), under)]
                      if gray[label] else [])
-    values.fill(parts, [("case", 0)])
+    counts = torch.zeros(num_organs + 1, 256, 1, dtype=torch.float64)
+    for organ, levels in (healthy or {}).items():
+        for level, number in levels.items():
+            counts[organ, int(level), 0] = number
+    values.fill(parts, [("case", 0)], None if healthy is None else counts)
     return values
+
+
+def removed_by(mask: torch.Tensor, label: torch.Tensor, layout: torch.Tensor, values: LesionValues,
+               step: float) -> torch.Tensor:
+    return find_removed(mask, label, layout, values, step,
+                        organ_level(mask, layout, label == 0, values.num_organs, step))
 
 
 def some_masks(seed: int, step: float = STEP) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,16 +67,21 @@ def some_masks(seed: int, step: float = STEP) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_edit_is_that_of_the_reference(seed: int) -> None:
-    """Labels 1 and 2 are known, in organs {1} and {1, 2}; label 3 has never been seen and is left alone."""
+    """Labels 1 and 2 are known, in organs {1} and {1, 2}; label 3 has never been seen and is left alone. A level of
+    label 1 and one of label 2 are commoner in what is healthy."""
     mask, label, layout = some_masks(seed)
-    values = values_of({1: [110.0, 130.0, 149.0], 2: [190.0, 240.0], 3: []}, {1: {1}, 2: {1, 2}, 3: set()})
+    values = values_of({1: [60.0, 110.0, 130.0, 149.0], 2: [190.0, 240.0], 3: []}, {1: {1}, 2: {1, 2}, 3: set()},
+                       healthy={1: {20.0: 5, 70.0: 6, 120.0: 1}, 2: {210.0: 30, 20.0: 3, 190.0: 1}})
+    shares = {1: {50.0: 0.25, 100.0: 0.75}, 2: {150.0: 0.5, 200.0: 0.5}}
+    of_healthy = {1: {0.0: 5 / 12, 50.0: 6 / 12, 100.0: 1 / 12},
+                  2: {0.0: 8 / 46, 50.0: 6 / 46, 100.0: 1 / 46, 150.0: 1 / 46, 200.0: 30 / 46}}
     drawn = values.draw(3, torch.Generator().manual_seed(seed))
     edited = edit_mask(mask, label, layout, values, STEP, torch.Generator().manual_seed(seed))
     assert torch.equal(edited, edit_mask_with(mask, label, layout, values, STEP, drawn))
     for n in range(3):
         quantised = {one: reference.quantise(float(drawn[n, row, 0]), STEP) for row, one in enumerate((1, 2))}
         expected = reference.edit(mask[n, 0].numpy(), label[n].numpy(), layout[n].numpy(), quantised,
-                                  {1: (100, 100), 2: (150, 200)}, {1: {1}, 2: {1, 2}})
+                                  {1: (50, 100), 2: (150, 200)}, {1: {1}, 2: {1, 2}}, shares, of_healthy)
         np.testing.assert_array_equal(edited[n, 0].numpy(), expected)
 
 
@@ -98,7 +116,7 @@ def test_the_values_stay_quantised_and_the_given_mask_stays_what_it_was() -> Non
     assert torch.equal(mask, before) and edited.data_ptr() != mask.data_ptr()
     assert (edited / 12.5 == (edited / 12.5).round()).all() and edited.min() >= 0 and edited.max() <= 255
     changed = (edited != mask)[:, 0]
-    allowed = torch.isin(label, torch.tensor([1, 2])) | find_removed(mask, label, layout, values, 12.5)
+    allowed = torch.isin(label, torch.tensor([1, 2])) | removed_by(mask, label, layout, values, 12.5)
     assert changed.any() and not (changed & ~allowed).any()
 
 
@@ -125,7 +143,8 @@ def test_channels_are_drawn_together() -> None:
     assert {tuple(pixel.tolist()) for pixel in edited[:, :, 1, 1]} == {(50.0, 200.0), (200.0, 0.0)}
     # A pixel looks like a lesion only where all its channels do: the second one's are outside 10 … 220.
     pixels = torch.tensor([[60.0, 100.0], [60.0, 0.0], [210.0, 220.0]]).T.reshape(1, 2, 3, 1)
-    found = find_removed(pixels, torch.zeros(1, 3, 1).long(), torch.ones(1, 3, 1).long(), values, 0)
+    found = find_removed(pixels, torch.zeros(1, 3, 1).long(), torch.ones(1, 3, 1).long(), values, 0,
+                         torch.zeros_like(pixels))
     assert found.flatten().tolist() == [True, False, True]
 
 
@@ -152,11 +171,66 @@ def test_organs_most_frequent_value() -> None:
     assert organ_values(mask + 0.2, layout, counted, 3, 0)[0, 0, 1] == 50.5
 
 
-def test_remove_uses_all_of_an_organ_that_has_nothing_healthy() -> None:
+def test_an_organ_that_has_nothing_healthy_counts_as_a_whole() -> None:
     mask = torch.tensor([[100.0, 100, 150], [50, 50, 250]])[None, None]
     layout = torch.tensor([[1, 1, 1], [2, 2, 0]])[None]
-    where = torch.tensor([[True, True, True], [False, True, True]])[None]
-    assert remove(mask, where, layout, ~where, 2, STEP).tolist() == [[[[100, 100, 100], [50, 50, 250]]]]
+    is_lesion = torch.tensor([[True, True, True], [False, True, True]])[None]
+    level = organ_level(mask, layout, ~is_lesion, 2, STEP)
+    assert level[0, 0, 0].tolist() == [100, 100, 100] and level[0, 0, 1, :2].tolist() == [50, 50]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What counts as a lesion that nobody asked for
+
+
+def lung_with(levels: list[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mask [1, 1, 4, K], a column a level; no label; all of it lung."""
+    mask = torch.tensor(levels).repeat(1, 1, 4, 1)
+    return mask, torch.zeros(1, 4, len(levels), dtype=torch.int64), torch.ones(1, 4, len(levels), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("healthy", [None, {1: {60.0: 80, 210.0: 10, 120.0: 10}}])
+def test_a_healthy_lung_at_the_lesions_lowest_level_stays_as_it_is(healthy: dict | None) -> None:
+    """Faint lesions share the lung's level of 50: a level that most of the image's lung has is the lung's."""
+    values = values_of({1: [60.0, 80.0, 110.0, 120.0, 160.0]}, {1: {1}}, healthy=healthy)
+    mask, label, layout = lung_with([50.0] * 7 + [100.0, 150.0, 200.0])
+    edited = edit_mask(mask, label, layout, values, STEP)
+    assert edited[0, 0, 0].tolist() == [50.0] * 9 + [200.0]
+
+
+def test_a_level_that_is_commoner_in_healthy_organs_is_no_lesion() -> None:
+    """Also where it is not the commonest of this image: here the lung breathed out."""
+    values = values_of({1: [60.0, 110.0, 120.0, 130.0]}, {1: {1}}, healthy={1: {60.0: 70, 10.0: 25, 110.0: 5}})
+    mask, label, layout = lung_with([0.0] * 6 + [50.0] * 3 + [100.0])
+    assert edit_mask(mask, label, layout, values, STEP)[0, 0, 0].tolist() == [0.0] * 6 + [50.0] * 3 + [0.0]
+    # What is healthy in another organ says nothing here.
+    values = values_of({1: [60.0, 110.0, 120.0, 130.0]}, {1: {1}}, healthy={2: {60.0: 70}, 1: {10.0: 95, 110.0: 5}})
+    assert edit_mask(mask, label, layout, values, STEP)[0, 0, 0].tolist() == [0.0] * 10
+
+
+@pytest.mark.parametrize("step", [0.0, 5.0])
+def test_fine_levels_are_compared_in_tens(step: float) -> None:
+    """Few pixels have exactly one of 256 gray values: 63 is as much of the lung as 61 and 68 are."""
+    values = values_of({1: [55.0, 65.0, 110.0, 113.0, 117.0, 120.0]}, {1: {1}},
+                       healthy={1: {61.0: 40, 68.0: 40, 112.0: 1}})
+    mask, label, layout = lung_with([20.0] * 5 + [60.0, 65.0, 110.0, 115.0])
+    edited = edit_mask(mask, label, layout, values, step)[0, 0, 0]
+    assert edited[:7].tolist() == mask[0, 0, 0, :7].tolist() and (edited[7:] - 20).abs().max() <= 0.5
+
+
+def test_healthy_parts_are_counted_as_the_mask_would_show_them() -> None:
+    rng = np.random.default_rng(3)
+    image = torch.from_numpy(rng.uniform(0, 255, (1, 2, 16, 16))).float()
+    segments = torch.from_numpy(np.arange(16).reshape(4, 4).repeat(4, 0).repeat(4, 1))[None]
+    label = torch.from_numpy(rng.integers(0, 2, (1, 16, 16)) * (rng.random((1, 16, 16)) < 0.4))
+    layout = torch.from_numpy(rng.integers(0, 3, (1, 16, 16)))
+    expected = np.zeros((3, 256, 2))
+    for y, x in np.ndindex(16, 16):
+        if label[0, y, x] == 0:
+            same = (segments[0] == segments[0, y, x]) & (label[0] == 0)
+            for channel in range(2):
+                expected[layout[0, y, x], int(image[0, channel][same].double().mean()), channel] += 1
+    np.testing.assert_array_equal(count_healthy(image, segments, label, layout, 2).numpy(), expected)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
