@@ -89,7 +89,8 @@ def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthes
     """Train, measure and store a synthesizer, or a mask source; returns what its meta.json says.
 
     Synthesizer, preset and options that are not given are those of the configuration's `nnunet_synth` block; a mask
-    source has preset "default" and no options then. `chosen_slices` and `max_scale` are options, too.
+    source, or another synthesizer than that of the block, has preset "default" and no options then. `chosen_slices` and
+    `max_scale` are options, too.
 
     Raises:
         UserError: anything that the user can mend, with one line; see `nnunet_synth.synthesizers.pretrain.pretrain`.
@@ -157,9 +158,11 @@ def choose(experiment: Experiment, synthesizer: str | None, mask_source: str | N
         return trained_class, preset, make_config(trained_class, preset, options)
     configured = TrainerConfig.from_plans_configuration(
         experiment.configuration_manager.configuration.get("nnunet_synth", {}))
-    trained_class, preset = find_synthesizer(synthesizer or configured.synthesizer), \
-        preset or configured.synthesizer_preset
-    return trained_class, preset, make_config(trained_class, preset, {**configured.synthesizer_options, **options})
+    trained_class = find_synthesizer(synthesizer or configured.synthesizer)
+    if trained_class.name == configured.synthesizer:        # what it says is said of this one alone
+        preset, options = preset or configured.synthesizer_preset, {**configured.synthesizer_options, **options}
+    preset = preset or "default"
+    return trained_class, preset, make_config(trained_class, preset, options)
 
 
 def training_slices(experiment: Experiment, montage: Sequence[int]) -> FoldSlices | MontageSlices:

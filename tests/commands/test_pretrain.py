@@ -128,6 +128,17 @@ def test_settings_come_from_the_configuration(edit_plans, planned_dataset):
     assert (meta.preset, meta.config["ngf"], meta.config["style_dim"]) == ("tiny", 8, 16)
 
 
+def test_settings_of_one_synthesizer_are_not_those_of_another(edit_plans):
+    edit_plans("2d", synthesizer="sean", synthesizer_preset="tiny", synthesizer_options={"style_dim": 32})
+    experiment = load_experiment(DATASET_ID, "2d", 0)
+    trained_class, preset, config = command.choose(experiment, "lcgan", None, None, {"width": 8})
+    assert (trained_class.name, preset, config.width) == ("lcgan", "default", 8)
+    assert command.choose(experiment, "lcgan", None, "tiny", {})[1:] == ("tiny", trained_class.PRESETS["tiny"])
+    for named in ("sean", None):
+        trained_class, preset, config = command.choose(experiment, named, None, None, {})
+        assert (trained_class.name, preset, config.style_dim) == ("sean", "tiny", 32)
+
+
 @pytest.mark.parametrize("arguments, match", [
     (("--synthesizer", "dall-e"), "unknown synthesizer 'dall-e'; known: .*sean"),
     (("--preset", "huge"), "no preset 'huge'; it has: tiny"),
