@@ -13,11 +13,13 @@ from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.intensities import intensity_outside, to_raw_intensities
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.dataset_conversion.synthetic import PICTURE_READER
+from nnunet_synth.errors import UserError
 from nnunet_synth.progress import progress
 from nnunet_synth.quality.image_set import ImageSet, ImageStore
 from nnunet_synth.synthesizers.base import Slices, Synthesizer
 
 BATCH_SIZE = 8
+MAX_MISSES = 20                 # images without a lesion in a row, for each slice of the fold, until we give up
 REAL, CONDITIONS = 31, 32       # part of the seeds: the real images are not those whose labels are drawn
 
 # A synthesizer and batches of conditions → pairs of one slice [1, …] and the image [C, H, W] drawn for it, without end.
@@ -68,19 +70,40 @@ class FoldImages:
             yield self.slices.sample(BATCH_SIZE, self.patch_size, rng)
 
     def _store(self, name: str, scratch: Path, parts: Iterator[tuple[Slices, np.ndarray]], origin: str) -> ImageSet:
+        self._check_lesions()
         store = ImageStore(name, scratch, self.size)
-        wanted = self._wanted(parts)
+        wanted = self._wanted(parts, name)
         for _ in progress(range(self.number), f"images of {name}"):
             part, label, image = next(wanted)
             store.add(self._in_raw_unit(part, image), label, part.origin[0][0])
         return store.finish(origin, has_labels=True)
 
-    def _wanted(self, parts: Iterator[tuple[Slices, np.ndarray]]) -> Iterator[tuple[Slices, np.ndarray, np.ndarray]]:
+    def _check_lesions(self) -> None:
+        """Raises UserError where only images with a lesion are wanted and no slice holds one: nothing would be found,
+        however long one looked."""
+        parts = self.slices.iterate(only_targets=set(self.lesions) <= set(self.slices.target_labels))
+        if self.lesions_only and not any(np.isin(part.label.numpy(), self.lesions).any() for part in parts):
+            raise UserError(f"--lesions-only: no labelled training slice of fold {self.experiment.fold} of "
+                            f"{self.experiment.dataset_name} holds {self._lesion_names()}: choose other --labels")
+
+    def _wanted(self, parts: Iterator[tuple[Slices, np.ndarray]],
+                name: str) -> Iterator[tuple[Slices, np.ndarray, np.ndarray]]:
+        at_most, misses = MAX_MISSES * len(self.slices.origins), 0
         for part, image in parts:
             label = part.label[0].numpy()
             label = np.where(np.isin(label, self.lesions), label, 0)
             if label.any() or not self.lesions_only:
+                misses = 0
                 yield part, label, image
+            else:
+                misses += 1
+            if misses == at_most:       # a synthesizer may be unable to draw a class
+                raise UserError(f"--lesions-only: {misses} images of {name} for fold {self.experiment.fold} in a row "
+                                f"hold no {self._lesion_names()}: choose other --labels")
+
+    def _lesion_names(self) -> str:
+        names = {value: label for label, value in self.experiment.foreground_labels.items()}
+        return "label " + " or ".join(str(names.get(value, value)) for value in self.lesions)
 
     def _in_raw_unit(self, part: Slices, image: np.ndarray) -> np.ndarray:
         """As `nnunet_synth sample` writes it: air where nothing was scanned, in the unit of the raw images."""

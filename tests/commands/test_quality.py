@@ -1,6 +1,7 @@
 """nnunet_synth quality: from folders, datasets and synthesizers to the report."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ from scipy.ndimage import gaussian_filter
 from nnunet_synth.cli import main
 from nnunet_synth.commands.quality import Networks, quality
 from nnunet_synth.data.experiment import load_experiment
+from nnunet_synth.data.slices import FoldSlices
+from nnunet_synth.errors import UserError
+from nnunet_synth.quality import fold_images
 from nnunet_synth.quality.classifier import ClassifierOptions
 from nnunet_synth.quality.measure import QualityOptions
 from nnunet_synth.quality.sources import Selection
+from nnunet_synth.synthesizers.base import Slices
 from tests.conftest import DATASET_ID
 from tests.trainers.runs import save_untrained_sean
 
@@ -115,6 +120,41 @@ def test_metadata_beside_the_real_dataset_is_used(planned_dataset, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Mistakes
+
+
+@pytest.fixture
+def rare(planned_dataset):
+    """The dataset declares a label that no case holds."""
+    for path in planned_dataset.rglob("dataset.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "labels": {**content["labels"], "rare": 2}}))
+    save_untrained_sean()
+    return planned_dataset
+
+
+def test_lesions_that_no_slice_of_the_fold_holds(rare):
+    selection = Selection(limit=2, lesions_only=True, labels=["rare"])
+    with pytest.raises(UserError, match="no labelled training slice of fold 0 of Dataset701_Tiny holds label rare"):
+        quality(DATASET_ID, "2d", 0, synthesizers=["sean"], output=rare / "out", selection=selection,
+                options=QualityOptions(extractors=[]), device="cpu")
+    assert not (rare / "out").exists()
+
+
+def test_lesions_that_a_synthesizer_never_draws(planned_dataset, tmp_path, monkeypatch):
+    """As CoSinGAN, which leaves out labels that its slice does not show."""
+    monkeypatch.setattr(fold_images, "MAX_MISSES", 1)
+    experiment = load_experiment(DATASET_ID, "2d", 0)
+    slices = FoldSlices(experiment)
+    images = fold_images.FoldImages(experiment, slices, (32, 32), [[-1.0, 1.0]], [1], 2, lesions_only=True)
+
+    def draw(synthesizer, batches):
+        for batch in batches:
+            yield Slices(batch.image[:1], batch.label[:1] * 0, batch.layout[:1], batch.valid[:1], batch.origin[:1]), \
+                batch.image[0].numpy()
+
+    synthesizer = SimpleNamespace(name="blind", fit_pool=lambda slices: None)
+    with pytest.raises(UserError, match=f"{len(slices.origins)} images of blind for fold 0 in a row hold no label"):
+        images.drawn("blind", synthesizer, draw, tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("line, words", [
