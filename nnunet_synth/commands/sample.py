@@ -56,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="as CoSinGAN's authors: volumes for the masks of all labelled cases, those of the "
                              "validation fold too. The result knows test masks and is marked so")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", dest="options",
-                        help="change how a trained synthesizer draws, of cosingan: randomised_condition, image_fusion "
-                             "or dropout = true or false; may be repeated")
+                        help="change how a trained synthesizer draws: randomised_condition, image_fusion or dropout "
+                             "= true or false of cosingan, diversity = none or dropout of lcgan and pix2pix; may be "
+                             "repeated")
     parser.add_argument("-n", type=int, default=None, dest="number", metavar="N",
                         help="number of images (default: 16) or volumes (default: all)")
     target = parser.add_mutually_exclusive_group(required=True)

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import CROSS_ENTROPY
 from nnunet_synth.synthesizers.base import Batch, Prepared, SliceSource, Stage, Synthesizer, SynthMeta, Terms
-from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
-from nnunet_synth.synthesizers.chosen_slices import AUTO, choose_slices
+from nnunet_synth.synthesizers.blocks import NORMS, frozen, init_normal, masked
+from nnunet_synth.synthesizers.chosen_slices import AUTO, choose_slices, parse_slice
 from nnunet_synth.synthesizers.conditional_stage import judge, weighted_sum
 from nnunet_synth.synthesizers.feature_set import FeatureSet, as_feature_set
 from nnunet_synth.synthesizers.gray_conditions import draw_grays, gray_values, paint_classes
 from nnunet_synth.synthesizers.hierarchical_augmentation import View, look_at_image, look_at_map, strong, weak
 from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
+from nnunet_synth.synthesizers.options import check_at_least, check_choices, check_positive
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.scales import Scale, find_scales
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
@@ -72,18 +73,28 @@ class CoSinGANConfig(MixedWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.condition not in CONDITIONS:
-            raise UserError(f"condition {self.condition!r} is unknown; known: {', '.join(CONDITIONS)}")
+        check_choices(self, condition=CONDITIONS, norm=NORMS)
+        check_at_least(self, num_models=1, width=1, ndf=1, rotation=0, elastic=0, adversarial_weight=0, fitting_steps=1,
+                       restoring_steps=1, batch_size=1)
+        check_positive(self, "fitting_lr", "restoring_lr", "discriminator_lr_factor")
+        if self.max_scale is not None and type(self.max_scale) is not int:
+            raise UserError(f"max_scale is {self.max_scale!r}, it must be a side in pixels")
         if self.condition == "onehot" and self.randomised_condition:
             raise UserError("condition onehot has no gray values to randomise: set randomised_condition to false")
-        if not self.slices or (AUTO in self.slices and len(self.slices) > 1):
-            raise UserError(f"slices {' '.join(self.slices) or '[]'}: give {AUTO}, or CASE:INDEX once or more")
-        if len(set(self.slices)) < len(self.slices):
-            raise UserError(f"slices {' '.join(self.slices)}: each can be named once")
-        if self.num_models < 1:
-            raise UserError(f"num_models is {self.num_models}, it must be at least 1")
+        self._check_slices()
         if self.image_fusion and self.number < 2:
             raise UserError("image_fusion mixes the images of two models: give two slices, or set num_models to 2")
+
+    def _check_slices(self) -> None:
+        said = " ".join(map(str, self.slices)) or "[]"
+        if not self.slices or not all(isinstance(text, str) for text in self.slices) or \
+                (AUTO in self.slices and len(self.slices) > 1):
+            raise UserError(f"slices {said}: give {AUTO}, or CASE:INDEX once or more")
+        if self.slices != (AUTO,):
+            for text in self.slices:
+                parse_slice(text)
+        if len(set(self.slices)) < len(self.slices):
+            raise UserError(f"slices {said}: each can be named once")
 
     @property
     def number(self) -> int:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import CROSS_ENTROPY, AdversarialLoss, Features
 from nnunet_synth.synthesizers.base import Batch, Prepared, Stage, Synthesizer, SynthMeta
-from nnunet_synth.synthesizers.blocks import init_normal
+from nnunet_synth.synthesizers.blocks import NORMS, init_normal
 from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
 from nnunet_synth.synthesizers.feature_set import as_feature_set
 from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
-from nnunet_synth.synthesizers.options import check_choices
+from nnunet_synth.synthesizers.options import check_at_least, check_choices, check_positive
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
 
@@ -58,13 +58,14 @@ class LcGANConfig:
     discriminator_lr: float = 2e-4
 
     def __post_init__(self) -> None:
-        check_choices(self, diversity=("none", "dropout"))
+        check_choices(self, diversity=("none", "dropout"), norm=NORMS)
         if self.diversity == "dropout" and self.dropout == 0:
             raise UserError("diversity dropout needs dropout above 0")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout:g}, it must be at least 0 and below 1")
-        if self.num_down < 2:
-            raise UserError(f"num_down is {self.num_down}, it must be at least 2")
+        check_at_least(self, num_down=2, width=1, ndf=1, num_discriminator_layers=1, adversarial_weight=0,
+                       feature_matching_weight=0, perceptual_weight=0, l1_weight=0, num_steps=1, batch_size=1)
+        check_positive(self, "generator_lr", "discriminator_lr")
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class LcGAN(Synthesizer):
 
     name = "lcgan"
     Config = LcGANConfig
+    drawing_options = ("diversity",)    # dropout was on in training, so its networks know how to draw with it
     PRESETS = {"tiny": LcGANConfig(**TINY), "default": LcGANConfig(), "paper": LcGANConfig(**PAPER)}
     stage_class: ClassVar[type[LcGANStage]] = LcGANStage
 

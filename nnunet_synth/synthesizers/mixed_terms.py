@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.losses.mixed_reconstruction import MultiScaleSSIMLoss, equal_weights, weighted_pixel_loss
 from nnunet_synth.losses.reconstruction import perceptual_loss
 from nnunet_synth.synthesizers.feature_set import FeatureSet
+from nnunet_synth.synthesizers.options import check_at_least, check_choices
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 
@@ -27,8 +29,15 @@ class MixedWeights:
     segmentation_weight: float = 10.0   # λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand
 
     def __post_init__(self) -> None:
-        if len(self.class_weights) != 3:
-            raise UserError("class_weights are three numbers: of the background, of the anatomy, of the labels")
+        if len(self.class_weights) != 3 or not all(_is_weight(weight) for weight in self.class_weights):
+            raise UserError("class_weights are three numbers of at least 0: of the background, of the anatomy, of the "
+                            "labels")
+        check_choices(self, ms_ssim=MultiScaleSSIMLoss.FORMS)
+        check_at_least(self, pixel_weight=0, ms_ssim_weight=0, classification_weight=0, segmentation_weight=0)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 class MixedReconstruction(nn.Module):
@@ -42,7 +51,8 @@ class MixedReconstruction(nn.Module):
     def __init__(self, weights: MixedWeights, class_weights: Sequence[float], size: int, features: FeatureSet) -> None:
         super().__init__()
         self.weights, self.features = weights, features
-        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.register_buffer("class_weights", torch.tensor(class_weights, dtype=torch.float32),
+                             persistent=False)
         self.structure = MultiScaleSSIMLoss(size, weights.ms_ssim) if weights.ms_ssim_weight > 0 else None
 
     def forward(self, fake: Tensor, real: Tensor, semantic: Tensor) -> dict[str, Tensor]:

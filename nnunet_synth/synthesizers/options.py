@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -64,6 +65,21 @@ def check_choices(config: Any, **choices: Sequence[str]) -> None:
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise UserError(f"{name} {getattr(config, name)!r} is unknown; known: {', '.join(known)}")
+
+
+def check_at_least(config: Any, **lowest: float) -> None:
+    """Raises UserError where a number of a configuration is below its lowest value, or not finite."""
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            raise UserError(f"{name} is {value:g}, it must be at least {low:g}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raises UserError where a number of a configuration is not above 0, or not finite."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise UserError(f"{name} is {getattr(config, name):g}, it must be above 0")
 
 
 def config_from_json(synthesizer: type[Synthesizer], content: Mapping[str, Any]) -> Any:

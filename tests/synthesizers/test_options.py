@@ -3,16 +3,23 @@
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from nnunet_synth.errors import UserError
+from nnunet_synth.synthesizers.base import SynthRequest
 from nnunet_synth.synthesizers.cosingan import CoSinGAN
+from nnunet_synth.synthesizers.lcgan import EnhancedPix2Pix, LcGAN, Pix2Pix
 from nnunet_synth.synthesizers.options import apply_drawing_options, make_config
 from nnunet_synth.testing import contract_meta
 
 
+def build(synthesizer, **options):
+    config = make_config(synthesizer, "tiny", {"width": 4, "ndf": 4, **options})
+    return synthesizer.build(contract_meta(synthesizer.name, asdict(config), 1, 32), config).eval()
+
+
 def cosingan(**options):
-    config = make_config(CoSinGAN, "tiny", {"width": 4, "ndf": 4, **options})
-    return CoSinGAN.build(contract_meta("cosingan", asdict(config), 1, 32), config)
+    return build(CoSinGAN, **options)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -41,3 +48,63 @@ def test_other_changes_are_refused_and_change_nothing(options, match):
     with pytest.raises(UserError, match=match) as error:
         apply_drawing_options(model, {"randomised_condition": False, **options})
     assert "\n" not in str(error.value) and model.config == before
+
+
+@pytest.mark.parametrize("synthesizer", [LcGAN, Pix2Pix, EnhancedPix2Pix])
+def test_pix2pix_draws_with_dropout_where_it_was_trained_with_it(synthesizer):
+    model = build(synthesizer, dropout=0.5)
+    label = torch.zeros(1, 32, 32, dtype=torch.int64)
+    label[:, 8:20, 8:20] = 1
+
+    def draw(seed):
+        return model.synthesize(SynthRequest(label=label, generator=torch.Generator().manual_seed(seed))).image
+
+    assert torch.equal(draw(0), draw(1))
+    apply_drawing_options(model, {"diversity": "dropout"})
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    with pytest.raises(UserError, match="diversity 'noise' is unknown; known: none, dropout"):
+        apply_drawing_options(model, {"diversity": "noise"})
+    with pytest.raises(UserError, match="diversity dropout needs dropout above 0"):
+        apply_drawing_options(build(synthesizer, dropout=0.0), {"diversity": "dropout"})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Values that no one can use
+
+
+@pytest.mark.parametrize(("synthesizer", "options", "match"), [
+    (CoSinGAN, {"width": 0}, "width is 0, it must be at least 1"),
+    (CoSinGAN, {"ndf": -1}, "ndf is -1, it must be at least 1"),
+    (CoSinGAN, {"num_models": 0}, "num_models is 0, it must be at least 1"),
+    (CoSinGAN, {"fitting_steps": 0}, "fitting_steps is 0, it must be at least 1"),
+    (CoSinGAN, {"restoring_steps": 0}, "restoring_steps is 0, it must be at least 1"),
+    (CoSinGAN, {"batch_size": 0}, "batch_size is 0, it must be at least 1"),
+    (CoSinGAN, {"rotation": -5}, "rotation is -5, it must be at least 0"),
+    (CoSinGAN, {"elastic": float("nan")}, "elastic is nan, it must be at least 0"),
+    (CoSinGAN, {"adversarial_weight": float("inf")}, "adversarial_weight is inf, it must be at least 0"),
+    (CoSinGAN, {"fitting_lr": 0}, "fitting_lr is 0, it must be above 0"),
+    (CoSinGAN, {"norm": "layer"}, "norm 'layer' is unknown; known: instance, batch"),
+    (CoSinGAN, {"max_scale": [64]}, "max_scale is \\[64\\], it must be a side in pixels"),
+    (CoSinGAN, {"slices": [1, 2]}, "slices 1 2: give auto, or CASE:INDEX once or more"),
+    (CoSinGAN, {"slices": ["case"]}, "slice 'case' is not of the form CASE:INDEX"),
+    (CoSinGAN, {"ms_ssim": "x"}, "ms_ssim 'x' is unknown; known: zhao, wang"),
+    (CoSinGAN, {"class_weights": ["a", 1, 2]}, "class_weights are three numbers of at least 0"),
+    (CoSinGAN, {"class_weights": [1, 2]}, "class_weights are three numbers of at least 0"),
+    (CoSinGAN, {"pixel_weight": -1}, "pixel_weight is -1, it must be at least 0"),
+    (EnhancedPix2Pix, {"class_weights": [0, -1, 2]}, "class_weights are three numbers of at least 0"),
+    (EnhancedPix2Pix, {"ms_ssim": "x"}, "ms_ssim 'x' is unknown; known: zhao, wang"),
+    (LcGAN, {"width": 0}, "width is 0, it must be at least 1"),
+    (LcGAN, {"num_steps": 0}, "num_steps is 0, it must be at least 1"),
+    (LcGAN, {"generator_lr": -1e-3}, "generator_lr is -0.001, it must be above 0"),
+    (LcGAN, {"norm": "layer"}, "norm 'layer' is unknown; known: instance, batch"),
+])
+def test_values_that_no_training_can_use(synthesizer, options, match):
+    with pytest.raises(UserError, match=match) as error:
+        make_config(synthesizer, "tiny", options)
+    assert "\n" not in str(error.value)
+
+
+def test_class_weights_may_be_whole_numbers():
+    """JSON writes 1.0 as 1; the weights of a loss are floats all the same."""
+    stage = build(CoSinGAN, class_weights=[0, 1, 2]).stages()[0]
+    assert stage.reconstruction.class_weights.dtype == torch.float32
