@@ -7,13 +7,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.study.learn import BEST, FINAL, Evaluate, MakeData, Predict, PreprocessMade, Pretrain, Scores, Train
+from nnunet_synth.study.learn import (
+    BEST,
+    FINAL,
+    Evaluate,
+    MakeData,
+    Predict,
+    PreprocessMade,
+    Pretrain,
+    PretrainMasks,
+    Scores,
+    Train,
+)
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds, Place
 from nnunet_synth.study.plan import DatasetPlan, Method, Study, slug_of
 from nnunet_synth.study.prepare import (
     AddNetwork,
     Configuration,
     Configure,
+    FindClusters,
     FindData,
     FindLayouts,
     MakeFolds,
@@ -91,11 +103,16 @@ class _Dataset:
     def base(self, method: Method) -> str:
         return method.configuration or self.plan.trained_configuration
 
+    def drawing_base(self, method: Method) -> str:
+        """The configuration whose images a method's synthesizer draws: the one that the method is trained in; but whole
+        volumes are drawn in the dataset's, and then serve every configuration."""
+        return self.plan.trained_configuration if method.data.are_volumes else self.base(method)
+
     def synthesizer_configuration(self, method: Method) -> str:
         """Where a method's synthesizer is pretrained: the base, so that other studies share it, where the study calls
         it by its registered name; otherwise a configuration of its own in between."""
         plan = self.study.synthesizers[method.synthesizer or ""]
-        base = self.base(method)
+        base = self.drawing_base(method)
         return base if plan.name == plan.synthesizer else f"{base}_{slug_of(plan.name)}"
 
     def configuration(self, method: Method, seed: int) -> str:
@@ -121,7 +138,7 @@ class _Dataset:
             for ratio in self.study.all_ratios[self.plan.name]:
                 for method in self.study.methods.values():
                     key = self._data_key(method, fold, ratio)
-                    if not method.data.num_synthetic or key in self.ids or \
+                    if not method.data.has_synthetic or key in self.ids or \
                             ratio not in self.study.ratios(self.plan, method):
                         continue
                     if first > 999:
@@ -134,7 +151,7 @@ class _Dataset:
         return first
 
     def _data_key(self, method: Method, fold: str, ratio: str) -> tuple[str, str, str]:
-        return fold, ratio, f"{method.data} {method.draw_for} {method.synthesizer} {self.base(method)}"
+        return fold, ratio, f"{method.data} {method.draw_for} {method.synthesizer} {self.drawing_base(method)}"
 
     # -- preparation -------------------------------------------------------------------------------------------------
 
@@ -142,13 +159,15 @@ class _Dataset:
         """The dataset's own runs; each needs the one before."""
         plan, files, needs = self.plan, self.files, ()
         here = {"files": files, "plan": plan}
-        bases = sorted({self.base(method) for method in self._possible()})
+        bases = sorted({base for method in self._possible() for base in (self.base(method), self.drawing_base(method))})
         steps: list[Run] = [FindData("data", **here), PlanNetworks("plan", **here)]
         if plan.network:
             steps.append(AddNetwork("network", network=plan.network, **here))
         steps += [PreprocessLabelled(f"preprocess-{slug_of(base)}", configuration=base, **here) for base in bases]
         if plan.layouts:
             steps.append(FindLayouts("layouts", **here))
+        if plan.clusters:
+            steps.append(FindClusters("clusters", **here))
         steps += [MakeFolds("folds", folds=self.folds, **here),
                   Configure("configure", configurations=tuple(self.configurations()), **here)]
         steps += [PreprocessUnlabelled(f"unlabelled-{slug_of(base)}", configuration=base, **here) for base in bases]
@@ -164,12 +183,12 @@ class _Dataset:
     def configurations(self) -> Iterator[Configuration]:
         seen = set()
         for method in self._possible():
-            base = self.base(method)
-            if method.synthesizer and (name := self.synthesizer_configuration(method)) != base:
+            base, drawing_base = self.base(method), self.drawing_base(method)
+            if method.synthesizer and (name := self.synthesizer_configuration(method)) != drawing_base:
                 if name not in seen:
-                    yield Configuration(name, base, self._synthesizer_settings(method), ())
+                    yield Configuration(name, drawing_base, self._synthesizer_settings(method), ())
                 seen.add(name)
-                base = name
+                base = name if base == drawing_base else base
             for seed in self.study.seeds:
                 name = self.configuration(method, seed)
                 folders = [files.results / f"{method.trainer}__{PLANS}__{name}"
@@ -185,11 +204,18 @@ class _Dataset:
         files, needs = self.files, self.ready
         if method.synthesizer:
             plan = self.study.synthesizers[method.synthesizer]
-            pretrain = Pretrain(f"pretrain/{slug_of(plan.name)}/{slug_of(self.base(method))}/{cell}", needs,
+            base = slug_of(self.drawing_base(method))
+            pretrain = Pretrain(f"pretrain/{slug_of(plan.name)}/{base}/{cell}", needs,
                                 plan.missing, files, plan, self.synthesizer_configuration(method), index)
             yield pretrain
+            if method.data.has_synthetic and method.draw_for == "noise" and plan.missing is None:
+                source = plan.mask_source
+                masks = PretrainMasks(f"pretrain/{source.name}-of-{slug_of(pretrain.configuration)}/{cell}", needs,
+                                      None, files, source, pretrain.configuration, index)
+                yield masks
+                needs = (*needs, masks.id)
             needs = (*needs, pretrain.id)
-            if method.data.num_synthetic:
+            if method.data.has_synthetic:
                 made = self.ids[self._data_key(method, fold, ratio)]
                 data = MakeData(f"synthesize/{made.id}/{cell}", needs, method.missing, files, made, self.folds, fold,
                                 ratio, method, plan.synthesizer, pretrain.configuration)

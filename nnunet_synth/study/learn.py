@@ -15,7 +15,7 @@ from nnunet_synth.data.splits import splits_file
 from nnunet_synth.errors import UserError
 from nnunet_synth.evaluation.segmentation import classes_of
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds
-from nnunet_synth.study.plan import Measures, Method, SynthesizerPlan
+from nnunet_synth.study.plan import PAPER_CONDITIONS, Measures, Method, SynthesizerPlan
 from nnunet_synth.study.run import Command, NotPossibleError, Run, is_newer
 
 FINAL, BEST = "final", "best"           # nnU-Net's checkpoint_final.pth and checkpoint_best.pth
@@ -56,18 +56,39 @@ class Pretrain(Run):
         return True
 
     def commands(self) -> list[Command]:
-        plan = self.plan
+        plan, (option, name) = self.plan, self._trained
         numbers = [(flag, str(value)) for flag, value in (("--steps", plan.steps), ("--batch-size", plan.batch_size))
                    if value is not None]
         resume = ("--c",) if (self.folder / "train_state.pt").exists() else ()
-        return [("nnunet_synth", "pretrain", str(self.files.id), self.configuration, str(self.fold), "--synthesizer",
-                 plan.synthesizer, "--preset", plan.preset,
+        return [("nnunet_synth", "pretrain", str(self.files.id), self.configuration, str(self.fold), option,
+                 name, "--preset", plan.preset,
                  *(part for key, value in plan.options.items() for part in ("--option", f"{key}={json.dumps(value)}")),
-                 *(part for pair in numbers for part in pair), "--perceptual", plan.perceptual,
+                 *(part for pair in numbers for part in pair), *self._features,
                  "--checkpoint-every", "200", "--device", self.files.place.device, *resume)]
+
+    @property
+    def _trained(self) -> tuple[str, str]:
+        return "--synthesizer", self.plan.synthesizer
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        return "--perceptual", self.plan.perceptual
 
     def lock_file(self, folder: Path) -> Path:
         return self.folder / ".study.lock"
+
+
+@dataclass(frozen=True)
+class PretrainMasks(Pretrain):
+    """A source of masks from noise for one fold, beside the synthesizer that draws for them."""
+
+    @property
+    def _trained(self) -> tuple[str, str]:
+        return "--mask-source", self.plan.synthesizer
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        return ()           # it has no perceptual loss
 
 
 @dataclass(frozen=True)
@@ -109,10 +130,17 @@ class MakeData(Run):
     def commands(self) -> list[Command]:
         if self.drawn.is_dir():         # it appears complete or not at all
             return []
+        number = self.method.data.num_synthetic
         return [("nnunet_synth", "sample", str(self.files.id), self.configuration,
-                 str(self.folds.indices[self.fold, self.ratio]), "--synthesizer", self.synthesizer, "--from",
-                 self.method.draw_for, "-n", str(self.method.data.num_synthetic), "--output", str(self.drawn),
-                 "--device", self.files.place.device)]
+                 str(self.folds.indices[self.fold, self.ratio]), "--synthesizer", self.synthesizer, *self._drawn_for,
+                 *(() if number is None else ("-n", str(number))), "--output", str(self.drawn), "--device",
+                 self.files.place.device)]
+
+    @property
+    def _drawn_for(self) -> tuple[str, ...]:
+        if not self.method.data.are_volumes:
+            return "--from", self.method.draw_for
+        return "--volumes", *(("--paper-conditions",) if self.method.draw_for == PAPER_CONDITIONS else ())
 
     def finish(self) -> None:
         real, held_out = self._real()
@@ -164,10 +192,14 @@ def link(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class PreprocessMade(Run):
-    """nnU-Net's preprocessing of a dataset that the study made, with the plans it got."""
+    """nnU-Net's preprocessing of a dataset that the study made, with the plans it got; of one configuration at a time,
+    since all copy the true label maps to the same place."""
 
     made: DatasetFiles = None           # type: ignore[assignment]
     configuration: str = "2d"
+
+    def lock_file(self, folder: Path) -> Path:
+        return self.made.place.preprocessed / f".study_{self.made.id:03d}.lock"
 
     def is_done(self) -> bool:
         folder = self.made.experiment(self.configuration).data_folder

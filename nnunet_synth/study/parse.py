@@ -20,6 +20,8 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.evaluation.segmentation import METRICS, Criteria
 from nnunet_synth.study.plan import (
     ALL_LABELS,
+    PAPER_CONDITIONS,
+    ClusterPlan,
     DatasetPlan,
     Measures,
     Method,
@@ -90,8 +92,8 @@ def parse_study(content: Any) -> Study:
 
 def _dataset(name: str, content: Any) -> DatasetPlan:
     where = f"dataset {name}"
-    block = Block(content, where, ("id", "configuration", "phantom", "convert", "network", "layouts", "folds",
-                                    "labelled", "by_group", "split_seed", "tests"))
+    block = Block(content, where, ("id", "configuration", "phantom", "convert", "network", "layouts", "clusters",
+                                    "folds", "labelled", "by_group", "split_seed", "tests"))
     phantom = block.content.get("phantom")
     if phantom is not None:
         phantom = Block(phantom, f"phantom of {where}", ("num_labelled", "num_unlabelled", "num_test", "size",
@@ -102,6 +104,7 @@ def _dataset(name: str, content: Any) -> DatasetPlan:
         name, block.whole("id", low=1, high=999), configuration=block.text("configuration", "2d"), phantom=phantom,
         convert=block.text("convert", None), network=None if network is None else _network(network, where),
         layouts=block.choice("layouts", ("threshold", "lungmask", "labels"), None),
+        clusters=_clusters(block.content.get("clusters"), where),
         folds=tuple(_fold(fold, where) for fold in block.list("folds", (0,))),
         labelled=tuple(_amount(amount, where) for amount in block.list("labelled", (ALL_LABELS,))),
         by_group=block.text("by_group", None), split_seed=block.whole("split_seed", 0, low=0),
@@ -120,6 +123,28 @@ def _network(content: Any, where: str) -> Network:
         raise UserError(f"patch_size {list(patch)} of {where} must be a multiple of {2 ** (len(features) - 1)}: each "
                         f"of {len(features)} stages but the first halves it")
     return Network(name, features, patch, block.whole("batch_size", None, low=1), spacing)
+
+
+def _clusters(content: Any, where: str) -> ClusterPlan | None:
+    if content is None:
+        return None
+    block = Block(content, f"clusters of {where}", ("method", "segmentation", "segments", "step"))
+    method = block.choice("method", ("cs2", "superpixel"))
+    settings = {name: block.content[key] for key, name in (("segmentation", "segmentation"),
+                                                           ("segments", "num_segments"), ("step", "step"))
+                if key in block.content}
+    if settings and method != "superpixel":
+        raise UserError(f"clusters of {where}: segmentation, segments and step belong to method superpixel")
+    if "num_segments" in settings:
+        a_whole(settings["num_segments"], f"segments of the clusters of {where}", 1)
+    if "step" in settings:
+        a_positive(settings["step"], f"step of the clusters of {where}")
+    plan = ClusterPlan(method, settings)
+    try:
+        _ = plan.description
+    except UserError as error:
+        raise UserError(f"clusters of {where}: {error}") from error
+    return plan
 
 
 def _synthesizer(name: str, content: Any) -> SynthesizerPlan:
@@ -158,16 +183,33 @@ def _method(name: str, content: Any, synthesizers: Mapping[str, SynthesizerPlan]
     synthesizer = block.choice("synthesizer", tuple(synthesizers), None)
     labelled = block.content.get("labelled")
     data = _data(block.content.get("data", "real"), where)
-    if data.num_synthetic and synthesizer is None:
+    if data.has_synthetic and synthesizer is None:
         raise UserError(f"{where}: data {data} need a synthesizer; known: {', '.join(synthesizers) or 'none'}")
-    reasons = [synthesizers[synthesizer].missing if synthesizer else None]
     configuration = block.text("configuration", None)
-    if data.num_synthetic and configuration and not configuration.startswith("2d"):
-        reasons.append(f"{configuration} needs synthetic volumes, this version draws slices")
+    draw_for = block.choice("draw_for", ("labels", "pool", "noise", PAPER_CONDITIONS), "labels")
+    _check_drawing(where, data, draw_for, configuration, trainer)
+    if synthesizer and draw_for == "noise" and synthesizers[synthesizer].missing is None:
+        try:
+            _ = synthesizers[synthesizer].mask_source
+        except UserError as error:
+            raise UserError(f"{where}: draw_for noise: {error}") from error
     return Method(name, trainer, settings, synthesizer, block.text("teacher", None),
-                  None if labelled is None else _amount(labelled, where), data,
-                  block.choice("draw_for", ("labels", "pool"), "labels"), configuration,
-                  "; ".join(filter(None, reasons)) or None)
+                  None if labelled is None else _amount(labelled, where), data, draw_for, configuration,
+                  synthesizers[synthesizer].missing if synthesizer else None)
+
+
+def _check_drawing(where: str, data: TrainingData, draw_for: str, configuration: str | None, trainer: str) -> None:
+    if data.are_volumes and draw_for not in ("labels", PAPER_CONDITIONS):
+        raise UserError(f"{where}: data {data} are drawn for label volumes: set draw_for to labels or "
+                        f"{PAPER_CONDITIONS}, not {draw_for}")
+    if draw_for == PAPER_CONDITIONS and not data.are_volumes:
+        raise UserError(f"{where}: draw_for {PAPER_CONDITIONS} is for data volumes, not {data}")
+    if data.has_synthetic and not data.are_volumes and configuration and not configuration.startswith("2d"):
+        raise UserError(f"{where}: configuration {configuration} learns from volumes, and data {data} are slices: use "
+                        "data volumes or real+volumes")
+    if data.are_volumes and configuration and draws_synthetic(trainer):
+        raise UserError(f"{where}: {trainer} looks for the synthesizer in its own configuration {configuration}, and "
+                        "data volumes are drawn in the dataset's: leave out configuration")
 
 
 def _check_methods(methods: Mapping[str, Method], made_datasets: int | None) -> None:
@@ -177,7 +219,7 @@ def _check_methods(methods: Mapping[str, Method], made_datasets: int | None) -> 
         if twin != method.name:
             raise UserError(f"methods {twin} and {method.name} would share the configuration name {method.slug}: "
                             "rename one")
-        if method.data.num_synthetic and made_datasets is None:
+        if method.data.has_synthetic and made_datasets is None:
             raise UserError(f"method {method.name} makes datasets of its own: set made_datasets to the first id that "
                             "they may take, e.g. 700")
         if method.teacher is None:
@@ -269,6 +311,13 @@ def has_trainer(name: str) -> bool:
             return False
 
 
+def draws_synthetic(name: str) -> bool:
+    """Whether one of our trainers draws with a synthesizer while it trains."""
+    from nnunet_synth import trainers
+    from nnunet_synth.trainers.synthesis import DrawsSynthetic
+    return name in trainers.__all__ and issubclass(getattr(trainers, name), DrawsSynthetic)
+
+
 def known_trainers() -> list[str]:
     """Ours, and nnU-Net's own."""
     import nnunetv2
@@ -319,7 +368,12 @@ def _test(value: Any, where: str) -> str:
 
 
 def _data(value: Any, where: str) -> TrainingData:
-    match = re.fullmatch(r"(real)?(\+)?(?:synthetic:([1-9]\d*))?", str(value))
-    if match is None or not (match[1] or match[3]) or bool(match[2]) != bool(match[1] and match[3]):
-        raise UserError(f"{where}: unknown data {value!r}; known: real, real+synthetic:N, synthetic:N")
-    return TrainingData(bool(match[1]), int(match[3] or 0))
+    match = re.fullmatch(r"(?P<real>real)?(?P<plus>\+)?(?:synthetic:(?P<slices>[1-9]\d*)|"
+                         r"(?P<volumes>volumes)(?::(?P<number>[1-9]\d*))?)?", str(value))
+    drawn = match is not None and bool(match["slices"] or match["volumes"])
+    if match is None or not (match["real"] or drawn) or bool(match["plus"]) != bool(match["real"] and drawn):
+        raise UserError(f"{where}: unknown data {value!r}; known: real, synthetic:N, volumes, volumes:N, and "
+                        "real+ before the last three")
+    if match["volumes"]:
+        return TrainingData(bool(match["real"]), int(match["number"]) if match["number"] else None, are_volumes=True)
+    return TrainingData(bool(match["real"]), int(match["slices"] or 0))

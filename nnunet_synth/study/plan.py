@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from nnunet_synth.evaluation.segmentation import Criteria
 
 ALL_LABELS = "100%"
+PAPER_CONDITIONS = "paper-conditions"
+MASK_SETTINGS = ("gray_step", "num_segments", "compactness")       # what a mask source and its synthesizer must share
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Network:
 
 
 @dataclass(frozen=True)
+class ClusterPlan:
+    """How the clusters are made that synthesizers of unsupervised masks find beside the images.
+
+    Attributes:
+        method: of `nnunet_synth layouts`: cs2 or superpixel.
+        settings: of method superpixel, see `SuperpixelSettings`; others keep their defaults.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What dataset.json says about clusters that are made so. Raises UserError for settings that cannot be."""
+        from nnunet_synth.data.cluster_network import ClusterSettings
+        from nnunet_synth.data.superpixel_layouts import SuperpixelSettings
+        settings = SuperpixelSettings(**self.settings) if self.method == "superpixel" else ClusterSettings()
+        return {"method": self.method, **asdict(settings)}
+
+
+@dataclass(frozen=True)
 class DatasetPlan:
     """A dataset and which parts of it are learnt from and tested on.
 
@@ -40,6 +63,7 @@ class DatasetPlan:
         convert: how the dataset is made, for the message when it is missing.
         configuration: of nnU-Net's plans.
         layouts: method of `nnunet_synth layouts`; None = those that are there.
+        clusters: None = those that are there.
         folds: index or name in splits_final.json, or "all".
         labelled: label ratios of each fold; "100%" is the fold itself.
         by_group, split_seed: of `nnunet_synth split`.
@@ -54,6 +78,7 @@ class DatasetPlan:
     convert: str | None = None
     network: Network | None = None
     layouts: str | None = None
+    clusters: ClusterPlan | None = None
     folds: tuple[str, ...] = ("0",)
     labelled: tuple[str, ...] = (ALL_LABELS,)
     by_group: str | None = None
@@ -78,16 +103,47 @@ class SynthesizerPlan:
     perceptual: str = "auto"
     missing: str | None = None
 
+    @property
+    def mask_source(self) -> SynthesizerPlan:
+        """What draws the masks from noise that this synthesizer draws for, of the same preset.
+
+        Raises:
+            UserError: the mask source has no such preset.
+        """
+        from nnunet_synth.mask_sources import find_mask_source
+        from nnunet_synth.mask_sources.unsupervised import DrawsFromMasks
+        from nnunet_synth.synthesizers import find_synthesizer
+        from nnunet_synth.synthesizers.options import make_config
+        drawn_with = find_synthesizer(self.synthesizer)
+        if not issubclass(drawn_with, DrawsFromMasks):
+            return SynthesizerPlan("v2m", "v2m", self.preset)
+        config, of_source = make_config(drawn_with, self.preset, self.options), make_config(find_mask_source("v2um"),
+                                                                                            self.preset)
+        shared = {key: getattr(config, key) for key in MASK_SETTINGS if hasattr(config, key)}
+        return SynthesizerPlan("v2um", "v2um", self.preset, options={key: value for key, value in shared.items()
+                                                                     if value != getattr(of_source, key)})
+
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Real cases, synthetic ones (`num_synthetic` slices drawn once by `sample`), or both."""
+    """Real cases, synthetic ones drawn once by `sample`, or both.
+
+    Attributes:
+        num_synthetic: slices or volumes; None = a volume for each label volume and network of the synthesizer.
+        are_volumes: whether the synthetic ones are whole volumes.
+    """
 
     real: bool = True
-    num_synthetic: int = 0
+    num_synthetic: int | None = 0
+    are_volumes: bool = False
+
+    @property
+    def has_synthetic(self) -> bool:
+        return self.num_synthetic != 0
 
     def __str__(self) -> str:
-        synthetic = f"synthetic:{self.num_synthetic}" if self.num_synthetic else ""
+        number = f":{self.num_synthetic}" if self.num_synthetic else ""
+        synthetic = f"{'volumes' if self.are_volumes else 'synthetic'}{number}" if self.has_synthetic else ""
         return "+".join(filter(None, ["real" if self.real else "", synthetic]))
 
 
@@ -100,7 +156,9 @@ class Method:
         synthesizer: an entry of the study's `synthesizers`.
         teacher: another method, whose run of the same dataset, fold, ratio and seed teaches.
         labelled: this ratio instead of the dataset's.
-        draw_for: what synthetic training data are drawn for: labels or pool.
+        draw_for: what synthetic training data are drawn for: labels, pool or noise; volumes for labels or, as
+            CoSinGAN's authors did, for the masks of all labelled cases, those of the validation fold too
+            (paper-conditions).
         configuration: instead of the dataset's.
         missing: why this version cannot run it.
     """
@@ -119,6 +177,15 @@ class Method:
     @property
     def slug(self) -> str:
         return slug_of(self.name)
+
+    @property
+    def data_in_words(self) -> str:
+        """What it is trained on, and for which conditions the synthetic part of it was drawn."""
+        if not self.data.has_synthetic:
+            return str(self.data)
+        if self.draw_for == PAPER_CONDITIONS:
+            return f"{self.data}, drawn for the masks of all labelled cases: those of the validation cases were seen"
+        return f"{self.data}, drawn for {self.draw_for}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.splits import check_split, default_splits, load_splits, splits_file
 from nnunet_synth.errors import UserError
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds
-from nnunet_synth.study.plan import ALL_LABELS, DatasetPlan, Network
+from nnunet_synth.study.plan import ALL_LABELS, ClusterPlan, DatasetPlan, Network
 from nnunet_synth.study.run import Command, Run
 
 
@@ -146,17 +147,51 @@ class FindLayouts(PrepareRun):
     """Layouts of every case that has none."""
 
     def is_done(self) -> bool:
-        ending = self.files.file_ending
-        return all((self.files.raw / layouts / f"{case}{ending}").is_file()
-                   for images, layouts in (("imagesTr", "layoutsTr"), ("imagesUl", "layoutsUl"))
-                   for case in self._cases(images))
-
-    def _cases(self, folder: str) -> list[str]:
-        from nnunet_synth.data.raw_images import list_cases
-        return list(list_cases(self.files.raw / folder, self.files.file_ending))
+        return has_maps(self.files, "layouts")
 
     def commands(self) -> list[Command]:
         return [("nnunet_synth", "layouts", str(self.files.id), "--method", self.plan.layouts or "threshold")]
+
+
+@dataclass(frozen=True)
+class FindClusters(PrepareRun):
+    """Clusters of every case that has none. A dataset has one kind: those that are there must be the study's."""
+
+    def is_done(self) -> bool:
+        ours = json.loads((self.files.raw / "dataset.json").read_text(encoding="utf-8")).get("nnunet_synth", {})
+        wanted = self._plan.description
+        if ours.get("clusters", wanted) != wanted:
+            differing = ", ".join(f"{key} {ours['clusters'].get(key)} → {value}" for key, value in wanted.items()
+                                  if ours["clusters"].get(key) != value)
+            raise UserError(f"{self.files.name} has clusters that were made otherwise than this study asks for "
+                            f"({differing}): give the study a dataset of its own, or replace them all with "
+                            f"{' '.join([*self._command, '--overwrite'])}")
+        return has_maps(self.files, "clusters")
+
+    @property
+    def _plan(self) -> ClusterPlan:
+        assert self.plan.clusters is not None
+        return self.plan.clusters
+
+    @property
+    def _command(self) -> Command:
+        begin = ("nnunet_synth", "layouts", str(self.files.id), "--method", self._plan.method)
+        if self._plan.method == "cs2":
+            return (*begin, "--device", self.files.place.device)
+        flags = {"segmentation": "--segmentation", "num_segments": "--segments", "step": "--step"}
+        given = [part for name, value in self._plan.settings.items() for part in (flags[name], str(value))]
+        return (*begin, *given, "--into", "cluster", *(() if self.files.place.device == "cpu" else ("--jobs", "8")))
+
+    def commands(self) -> list[Command]:
+        return [self._command]
+
+
+def has_maps(files: DatasetFiles, kind: str) -> bool:
+    """Whether every labelled and unlabelled case has its `layouts` or `clusters`."""
+    from nnunet_synth.data.raw_images import list_cases
+    ending = files.file_ending
+    return all((files.raw / f"{kind}{part}" / f"{case}{ending}").is_file()
+               for part in ("Tr", "Ul") for case in list_cases(files.raw / f"images{part}", ending))
 
 
 @dataclass(frozen=True)
@@ -279,7 +314,6 @@ class Configure(PrepareRun):
 
 
 def _spelled(value: Any) -> str:
-    import json
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -84,7 +84,7 @@ def _methods(study: Study) -> Printed:
     for method in study.methods.values():
         settings = ", ".join(f"{key}={value}" for key, value in method.settings.items())
         rows.append([method.name, method.trainer, method.synthesizer or "–", method.teacher or "–",
-                     method.labelled or "–", str(method.data), settings or "–", method.missing or ""])
+                     method.labelled or "–", method.data_in_words, settings or "–", method.missing or ""])
     budget = ", ".join(f"{key}={value}" for key, value in study.budget.items()) or "nnU-Net's"
     return Printed(["method", "trainer", "synthesizer", "teacher", "labelled", "data", "settings", "left out because"],
                    rows, f"Budget of each training: {budget}. Seeds: {', '.join(map(str, study.seeds))}. Trainers of "

@@ -20,6 +20,17 @@ STUDY = {"name": "small", "datasets": {"lungs": {"id": 701, "folds": [0], "label
                      "alone": {"trainer": "SupervisedTrainer", "synthesizer": "sean", "data": "synthetic:3"}}}
 
 
+def with_methods(tmp_path, **methods):
+    """The runs of the study with further methods, by id, and the `sample` command of each method."""
+    study = parse_study({**STUDY, "methods": {**STUDY["methods"], **methods},
+                         "synthesizers": {**STUDY["synthesizers"], "um2i": {"preset": "tiny"},
+                                          "fine": {"synthesizer": "um2i", "preset": "tiny",
+                                                   "options": {"gray_step": 5}}}})
+    found = {run.id: run for run in runs_of(study, Place.find(tmp_path / "study", "cpu"))}
+    samples = {run.method.name: run.commands()[0] for run in found.values() if run.kind == "synthesize"}
+    return found, samples
+
+
 @pytest.fixture
 def runs(planned_dataset, tmp_path):
     """All runs, by id; folds and configurations are made."""
@@ -103,6 +114,72 @@ def test_real_and_synthetic_cases_become_a_dataset(runs, planned_dataset, number
     (make.made.raw / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"dataset id {number} is taken"):
         make.is_done()
+
+
+def option(command, flag):
+    return command[command.index(flag) + 1]
+
+
+def test_images_from_noise_need_a_mask_source_trained_beside_their_synthesizer(planned_dataset, tmp_path):
+    method = {"trainer": "SupervisedTrainer", "data": "synthetic:3", "draw_for": "noise"}
+    runs, samples = with_methods(tmp_path, v2m2i={**method, "synthesizer": "sean"},
+                                 v2um2i={**method, "synthesizer": "um2i"}, fine={**method, "synthesizer": "fine"})
+    masks = {run.id: run.commands()[0] for run in runs.values() if type(run).__name__ == "PretrainMasks"}
+    assert list(masks) == ["pretrain/v2m-of-2d/lungs/f0_2", "pretrain/v2um-of-2d/lungs/f0_2",
+                           "pretrain/v2um-of-2d-fine/lungs/f0_2"]
+    for (run_id, command), name, configuration in zip(masks.items(), ("v2m", "v2um", "v2um"), ("2d", "2d", "2d_fine"),
+                                                      strict=True):
+        assert command[:5] == ("nnunet_synth", "pretrain", "701", configuration, "5")
+        assert option(command, "--mask-source") == name and option(command, "--preset") == "tiny"
+        assert "--synthesizer" not in command and "--perceptual" not in command and "--steps" not in command
+        assert runs[run_id].folder.parent.name == f"{name}__nnUNetPlans__{configuration}"     # where `sample` looks
+    assert option(masks["pretrain/v2um-of-2d-fine/lungs/f0_2"], "--option") == "gray_step=5.0"
+    assert "--option" not in masks["pretrain/v2um-of-2d/lungs/f0_2"]
+    for name, configuration, source in (("v2m2i", "2d", "v2m-of-2d"), ("v2um2i", "2d", "v2um-of-2d"),
+                                        ("fine", "2d_fine", "v2um-of-2d-fine")):
+        assert samples[name][3] == configuration and option(samples[name], "--from") == "noise"
+        run = next(run for run in runs.values() if run.kind == "synthesize" and run.method.name == name)
+        assert f"pretrain/{source}/lungs/f0_2" in run.needs
+    assert option(samples["mixed"], "--from") == "labels"
+
+
+def test_whole_volumes_are_drawn_once_for_2d_and_3d(planned_dataset, tmp_path):
+    method = {"trainer": "SupervisedTrainer", "synthesizer": "sean"}
+    runs, samples = with_methods(
+        tmp_path, all={**method, "data": "volumes"}, some={**method, "data": "real+volumes:2"},
+        masks={**method, "data": "volumes", "draw_for": "paper-conditions"},
+        deep={**method, "data": "volumes", "configuration": "3d_fullres"})
+    assert "deep" not in samples                    # those of `all`
+    for command in (samples["all"], samples["some"], samples["masks"]):
+        assert command[3] == "2d" and "--volumes" in command and "--from" not in command
+    assert "-n" not in samples["all"] and option(samples["some"], "-n") == "2"
+    assert [name for name, command in samples.items() if "--paper-conditions" in command] == ["masks"]
+    flat, deep = runs["train/all/lungs/f0_2/s0"], runs["train/deep/lungs/f0_2/s0"]
+    assert flat.files == deep.files and flat.files != runs["train/masks/lungs/f0_2/s0"].files
+    assert (flat.configuration, deep.configuration) == ("2d_all_s0", "3d_fullres_deep_s0")
+    made = flat.files.id
+    assert {f"preprocess/{made}/{name}/lungs/f0_2" for name in ("2d", "3d-fullres")} <= set(runs)
+    assert [run_id for run_id in runs if run_id.startswith("pretrain/sean")] == ["pretrain/sean/2d/lungs/f0_2"]
+    wanted = {block.name: block.base for block in runs["prepare/lungs/configure"].configurations}
+    assert wanted["2d_all_s0"] == "2d" and wanted["3d_fullres_deep_s0"] == "3d_fullres" and "2d" not in wanted
+
+
+def test_volumes_of_a_synthesizer_with_another_name(planned_dataset, tmp_path):
+    """It has a configuration of its own, which is no base for a 3D training."""
+    method = {"trainer": "SupervisedTrainer", "synthesizer": "fine", "data": "volumes"}
+    runs, samples = with_methods(tmp_path, flat=method, deep={**method, "configuration": "3d_fullres"})
+    assert samples["flat"][3] == "2d_fine"
+    wanted = {block.name: block.base for block in runs["prepare/lungs/configure"].configurations}
+    assert wanted["2d_fine"] == "2d" and wanted["2d_flat_s0"] == "2d_fine"
+    assert wanted["3d_fullres_deep_s0"] == "3d_fullres"
+
+
+def test_the_report_says_what_synthetic_data_have_seen():
+    from nnunet_synth.study.plan import Method, TrainingData
+    volumes = TrainingData(False, None, True)
+    assert Method("a", "T").data_in_words == "real"
+    assert Method("a", "T", data=volumes).data_in_words == "volumes, drawn for labels"
+    assert "validation cases were seen" in Method("a", "T", data=volumes, draw_for="paper-conditions").data_in_words
 
 
 def test_a_synthesizer_of_other_settings_is_not_used(runs):

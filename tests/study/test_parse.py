@@ -54,6 +54,49 @@ def test_a_study_is_read(content):
     assert not any(method.missing for method in study.methods.values())
 
 
+@pytest.mark.parametrize(("text", "expected"), [
+    ("real", TrainingData()), ("synthetic:7", TrainingData(False, 7)), ("real+synthetic:7", TrainingData(True, 7)),
+    ("volumes", TrainingData(False, None, True)), ("volumes:80", TrainingData(False, 80, True)),
+    ("real+volumes", TrainingData(True, None, True)), ("real+volumes:8", TrainingData(True, 8, True))])
+def test_what_is_learnt_from(content, text, expected):
+    data = parse_study(change(content, ["methods", "mixed", "data"], text)).methods["mixed"].data
+    assert data == expected and str(data) == text and data.has_synthetic == (text != "real")
+
+
+def test_a_synthesizer_that_draws_for_noise_has_a_mask_source_of_its_kind(content):
+    content["synthesizers"] |= {"um2i": {"preset": "tiny", "options": {"gray_step": 20, "ndf": 4}},
+                                "coarse": {"synthesizer": "um2i"}, "m2i": {"preset": "tiny"}}
+    sources = {name: plan.mask_source for name, plan in parse_study(content).synthesizers.items()}
+    assert {name: source.synthesizer for name, source in sources.items()} == \
+        {"sean": "v2m", "m2i": "v2m", "um2i": "v2um", "coarse": "v2um"}
+    assert sources["um2i"].preset == "tiny" and sources["coarse"].preset == "default"
+    assert sources["um2i"].options == {"gray_step": 20.0}           # what both must share, where it is not the preset's
+    assert sources["coarse"].options == {} and sources["m2i"].options == {}
+
+
+def test_every_preset_that_draws_from_masks_and_its_source_agree():
+    """Otherwise `sample --from noise` refuses them, after both were trained."""
+    from nnunet_synth.mask_sources import find_mask_source
+    from nnunet_synth.study.plan import MASK_SETTINGS, SynthesizerPlan
+    from nnunet_synth.synthesizers import find_synthesizer
+    from nnunet_synth.synthesizers.options import make_config
+    for name in ("um2i", "cs2"):
+        for preset in find_synthesizer(name).PRESETS:
+            source = SynthesizerPlan(name, name, preset).mask_source
+            of_masks = make_config(find_mask_source("v2um"), preset, source.options)
+            own = make_config(find_synthesizer(name), preset)
+            assert all(getattr(of_masks, key) == getattr(own, key) for key in MASK_SETTINGS)
+
+
+def test_clusters(content):
+    content["datasets"]["lungs"]["clusters"] = {"method": "superpixel", "segmentation": "felzenszwalb", "step": 2.5}
+    plan = parse_study(content).datasets["lungs"].clusters
+    assert plan.description == {"method": "superpixel", "segmentation": "felzenszwalb", "num_segments": 512,
+                                "step": 2.5}
+    content["datasets"]["lungs"]["clusters"] = {"method": "cs2"}
+    assert parse_study(content).datasets["lungs"].clusters.description["max_clusters"] == 4
+
+
 def test_the_example_of_the_documentation():
     text = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
     study = parse_study(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
@@ -108,6 +151,20 @@ def change(content, path, value):
     (["methods", "mixed", "data"], "real+", "unknown data 'real\\+'"),
     (["methods", "mixed", "synthesizer"], None, "need a synthesizer; known: sean"),
     (["made_datasets"], None, "set made_datasets"),
+    (["methods", "mixed", "data"], "volumes:0", "unknown data 'volumes:0'; known: .*volumes"),
+    (["methods", "mixed", "data"], "synthetic:3+real", "unknown data"),
+    (["methods", "mixed", "draw_for"], "nothing", "unknown draw_for 'nothing'; .*known: labels, pool, noise, paper"),
+    (["methods", "mixed", "draw_for"], "paper-conditions", "paper-conditions is for data volumes, not real.synthetic"),
+    (["methods", "mixed"], {"trainer": "SupervisedTrainer", "synthesizer": "sean", "data": "volumes",
+                            "draw_for": "noise"}, "volumes are drawn for label volumes: .*not noise"),
+    (["methods", "mixed", "configuration"], "3d_fullres", "3d_fullres learns from volumes, .*use data volumes"),
+    (["methods", "mixed"], {"trainer": "SACPSTrainer", "synthesizer": "sean", "data": "volumes",
+                            "configuration": "3d_fullres"}, "SACPSTrainer looks for the synthesizer in its own"),
+    (["datasets", "lungs", "clusters"], {"method": "felzenszwalb"}, "unknown method 'felzenszwalb'; known: cs2, super"),
+    (["datasets", "lungs", "clusters"], {"method": "cs2", "step": 5}, "segmentation, segments and step belong to"),
+    (["datasets", "lungs", "clusters"], {"method": "superpixel", "step": 1}, "clusters of dataset lungs: --step 1"),
+    (["datasets", "lungs", "clusters"], {"method": "superpixel", "segmentation": "fh"}, "unknown superpixels 'fh'"),
+    (["datasets", "lungs", "clusters"], {"method": "superpixel", "segments": 0}, "segments of the clusters of dataset"),
     (["published", 0, "method"], "SACPS", "published row 1: unknown method 'SACPS'"),
     (["published", 0, "labelled"], "20%", "unknown ratio 20%; known: 10%, 100%, 4"),
     (["published", 0, "dice"], 1, "unknown key 'dice'"),
@@ -166,6 +223,35 @@ def test_the_papers_numbers():
     assert rows["SA-ST (+SA-CPS)", "30%"] == {"NSD": 67.34, "DSC": 71.61}
     assert rows["full supervision", "100%"] == {"NSD": 69.48}
     assert len(rows) == 34
+
+
+def test_the_rows_of_cosingan_draw_as_the_paper_says():
+    """Tables 5 and 6: RC off but in RC-CoSinGAN, IF on in IF-CoSinGAN; volumes for the masks of all cases."""
+    study = read_study(STUDIES / "covid19-ct-seg.yaml")
+    options = {name: study.synthesizers[study.methods[name].synthesizer].options
+               for name in ("CoSinGAN", "IF-CoSinGAN", "RC-CoSinGAN", "CoSinGAN 3D")}
+    assert {name: (found["randomised_condition"], found.get("image_fusion", False))
+            for name, found in options.items()} == {
+        "CoSinGAN": (False, False), "IF-CoSinGAN": (False, True), "RC-CoSinGAN": (True, False),
+        "CoSinGAN 3D": (False, False)}
+    assert all(study.methods[name].data == TrainingData(False, None, True) and
+               study.methods[name].draw_for == "paper-conditions" for name in options)
+    rows = {(row.method, row.test): row.scores["DSC"] for row in study.published}
+    assert [rows[name, "val"] for name in options] == [64.1, 64.7, 71.3, 61.5]
+    assert [rows[name, "521:train"] for name in options] == [42.4, 37.1, 47.4, 44.9]
+
+
+def test_the_arms_of_the_superpixel_ablation_differ_in_the_superpixels_alone():
+    from dataclasses import replace
+    arms = list(read_study(STUDIES / "ablation-um2i-superpixels.yaml").datasets.values())
+    assert [arm.clusters.description.pop("segmentation") for arm in arms] == ["slic", "felzenszwalb"]
+    alike = [replace(arm, name="", id=1, convert=None,
+                     clusters={key: value for key, value in arm.clusters.description.items() if key != "segmentation"})
+             for arm in arms]
+    assert alike[0] == alike[1]
+    others = [dataset.id for file in STUDIES.glob("*.yaml") if file.stem != "ablation-um2i-superpixels"
+              for dataset in read_study(file).datasets.values()]
+    assert not {arm.id for arm in arms} & set(others)           # a dataset has one kind of clusters
 
 
 def test_an_unknown_study_names_the_known():

@@ -154,6 +154,38 @@ def test_a_setting_that_is_newer_than_the_runs_changes_nothing(prepare, planned_
     assert plans(planned_dataset) == old
 
 
+@pytest.mark.parametrize(("clusters", "command"), [
+    ({"method": "cs2"}, "--method cs2 --device cpu"),
+    ({"method": "superpixel", "segmentation": "felzenszwalb", "segments": 9, "step": 2.5},
+     "--method superpixel --segmentation felzenszwalb --segments 9 --step 2.5 --into cluster")])
+def test_clusters_are_found_before_the_pool_is_preprocessed(planned_dataset, tmp_path, clusters, command):
+    study = study_of(dataset={"clusters": clusters})
+    runs = {run.id: run for run in runs_of(study, Place.find(tmp_path / "study", "cpu"))}
+    order, find = list(runs), runs["prepare/lungs/clusters"]
+    assert order.index(find.id) < order.index("prepare/lungs/unlabelled-2d")
+    assert find.shown() == [f"nnunet_synth layouts 701 {command}"]
+    assert not find.is_done()
+
+    raw = planned_dataset / "nnUNet_raw" / DATASET
+    for part in ("Tr", "Ul"):
+        for image in (raw / f"images{part}").glob("*.nii.gz"):
+            (raw / f"clusters{part}").mkdir(exist_ok=True)
+            (raw / f"clusters{part}" / image.name.replace("_0000", "")).touch()
+    content = json.loads((raw / "dataset.json").read_text())
+
+    def declare(description):
+        ours = {**content.get("nnunet_synth", {}), "clusters": description}
+        (raw / "dataset.json").write_text(json.dumps({**content, "nnunet_synth": ours}))
+    declare(study.datasets["lungs"].clusters.description)
+    assert find.is_done()
+    declare({**study.datasets["lungs"].clusters.description, "method": "other"})
+    with pytest.raises(UserError, match=rf"made otherwise .*\(method other → {clusters['method']}\).*--overwrite"):
+        find.is_done()
+    declare(study.datasets["lungs"].clusters.description)
+    next((raw / "clustersTr").iterdir()).unlink()
+    assert not find.is_done()
+
+
 def test_a_missing_dataset_says_how_it_is_made(tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
