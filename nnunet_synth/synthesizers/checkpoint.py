@@ -199,6 +199,9 @@ def check_synthesizer_fits(meta: SynthMeta, *, semantic: SemanticClasses, channe
         warnings.append(f"{name} was trained on crops of {trained_patch}, this configuration draws "
                         f"{wanted_patch}, more than twice as large")
     if list(meta.montage) != list(montage):
+        if meta.config.get("stacked"):
+            raise UserError(f"{name} draws the slices of {_representation(meta.montage)} as channels of one image and "
+                            f"cannot draw {_representation(montage)}: pretrain it without --option stacked=true")
         warnings.append(f"{name} was trained on {_representation(meta.montage)} and is to draw "
                         f"{_representation(montage)}")
     if not (meta.metrics.get("finished") or meta.metrics.get("kept")):

@@ -47,6 +47,8 @@ class MaskConditioned(Synthesizer):
         lesion_values: what lesions are drawn with.
     """
 
+    _has_checked_step = False
+
     def __init__(self, meta: SynthMeta, config: Any) -> None:
         super().__init__(meta, config)
         values = [0, *sorted(int(label) for label in meta.semantic.label_classes)]
@@ -111,7 +113,10 @@ class MaskConditioned(Synthesizer):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def prepare_training(self, slices: SliceSource) -> None:
-        """Warns where t is too large for the lesions of this dataset, and says which is small enough."""
+        """Warns once where t is too large for the lesions of this dataset, and says which is small enough."""
+        if self._has_checked_step:
+            return
+        self._has_checked_step = True
         hidden = self.hidden_share(slices, self.gray_step)
         if hidden > MUCH_HIDDEN:
             better = next((step for step in SMALLER_STEPS if step < self.gray_step

@@ -356,7 +356,7 @@ class _Log:
                  "learning rate of generator": learning_rates[0],
                  "learning rate of discriminator": learning_rates[1],
                  "seconds_per_step": (now - self.since) / len(self.pending)}
-        self._watch(means.get("discriminator_accuracy", 0.0), step)
+        self._watch(max((means[key] for key in keys if key.endswith("discriminator_accuracy")), default=0.0), step)
         self.entries.append(entry)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -370,7 +370,7 @@ class _Log:
         before = self.suspicious_steps
         self.suspicious_steps = before + len(self.pending) if accuracy > SUSPICIOUS_ACCURACY else 0
         if before < SUSPICIOUS_STEPS <= self.suspicious_steps:
-            print(f"warning: step {step}: the discriminator has been right in more than {SUSPICIOUS_ACCURACY:.0%} of "
+            print(f"warning: step {step}: a discriminator has been right in more than {SUSPICIOUS_ACCURACY:.0%} of "
                   f"its decisions for {SUSPICIOUS_STEPS} steps; the generator may learn nothing from it any more",
                   file=sys.stderr)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.selection.acceptance import AcceptanceGate, find_checkpoint, load_gate
 from nnunet_synth.synthesizers.base import StyleOptions, Synthesizer, SynthRequest, SynthResult
 from nnunet_synth.synthesizers.checkpoint import check_synthesizer_fits, load_synthesizer
+from nnunet_synth.synthesizers.options import apply_drawing_options
+from nnunet_synth.trainers.clock import Clock
 from nnunet_synth.trainers.loss_terms import Synthesize
 
 FEW_ACCEPTED = 0.1      # share of the synthetic images
@@ -66,7 +69,7 @@ class Synthesis:
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
-        self.seconds = 0.0          # spent in the last draw
+        self._clock = Clock(device)
 
     def __repr__(self) -> str:
         # nnU-Net writes attributes into debug.json: neither weights nor paths belong there.
@@ -93,6 +96,9 @@ class Synthesis:
             gate = load_gate(folder, synthesizer.meta, settings.synthetic_accept_threshold, device,
                              select_command(experiment, settings))
             warnings += [*_other_size(gate, experiment), *_rejects_nearly_all(gate)]
+        drawing, misfits = drawing_options(synthesizer, settings.synthesizer_options)
+        apply_drawing_options(synthesizer, drawing)
+        warnings += misfits
         synthesizer.style = style_options(settings)
         synthesizer.label_source = settings.label_source
         synthesizer.check_label_source()
@@ -106,7 +112,7 @@ class Synthesis:
             labels: [N·B, *sp] int64, N label sets for the same unlabelled batch, one after another: cat([y2, y1]) of
                 two peers, y of one student.
         """
-        started = self._now()
+        self._clock.start()
         request = batch.repeated(len(labels) // len(batch.image))
         self.synthesizer.begin_step(self.generator)
         result = self.synthesizer.synthesize(SynthRequest(
@@ -120,22 +126,27 @@ class Synthesis:
             # What lies outside the scan came, augmented as it is, from the unlabelled image: left alone.
             augmented = torch.where(request.valid[:, None], augmented, result.image)
             result = replace(result, image=augmented)
-        self.seconds = self._now() - started
+        self._clock.stop()
         return result
+
+    @property
+    def seconds(self) -> float:
+        """Spent in the last draw."""
+        return self._clock.seconds
 
     def _filtered(self, result: SynthResult, valid: Tensor) -> SynthResult:
         """LcGAN's acceptance: what hardly looks real is not learnt from. Judged as drawn, before any augmentation."""
         accepted = self.gate.accepts(result.image, valid)
         return replace(result, ok=result.ok & accepted, aux={**result.aux, "rejected": result.ok & ~accepted})
 
-    def _now(self) -> float:
-        if self.generator.device.type == "cuda":
-            torch.cuda.synchronize(self.generator.device)
-        return perf_counter()
-
     def state(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "pool": self.synthesizer.pool_definition(),
-                "synthesizer": self.synthesizer.name, "gate": self._gate_facts}
+                "synthesizer": self.synthesizer.name, "gate": self._gate_facts, "drawing": self._drawing}
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        """How it draws, where that can differ from how it was trained."""
+        return {key: getattr(self.synthesizer.config, key) for key in self.synthesizer.drawing_options}
 
     @property
     def _gate_facts(self) -> dict[str, Any] | None:
@@ -150,6 +161,9 @@ class Synthesis:
         if state.get("gate") != self._gate_facts:
             raise UserError(f"the run was made with the filter of synthetic images {state.get('gate')}, now it is "
                             f"{self._gate_facts}: restore it, or start again without --c")
+        if state.get("drawing", self._drawing) != self._drawing:
+            raise UserError(f"the run was made with synthesizer_options {state['drawing']}, now they are "
+                            f"{self._drawing}: restore them, or start again without --c")
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -210,6 +224,18 @@ class DrawsSynthetic:
 def style_options(settings: TrainerConfig) -> StyleOptions:
     """Where a training takes styles from."""
     return StyleOptions(settings.num_styles, settings.style_source, settings.style_average)
+
+
+def drawing_options(synthesizer: Synthesizer, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Of a configuration's `synthesizer_options`, those that can be changed after training; and a warning that names
+    the others which were pretrained with another value."""
+    now = {key: value for key, value in options.items() if key in synthesizer.drawing_options}
+    trained = json.loads(json.dumps(asdict(synthesizer.config)))
+    others = sorted(key for key, value in options.items() if key not in now and trained.get(key) != value)
+    if not others:
+        return now, []
+    return now, [f"the synthesizer was not pretrained with {', '.join(f'{key}={options[key]}' for key in others)} of "
+                 "synthesizer_options, and draws as it was trained: pretrain it again to have them"]
 
 
 def find_synthesizer_folder(experiment: Experiment, settings: TrainerConfig) -> Path:

@@ -331,7 +331,7 @@ def test_a_discriminator_that_is_always_right_is_reported_once(tmp_path, capsys,
                                                                          {"discriminator_accuracy": torch.tensor(0.99)})
 
     pretrain(with_stages(build_toy(), change), ToySlices(), tmp_path, steps=100, samples_every=10_000)
-    assert capsys.readouterr().err.count("the discriminator has been right") == 1
+    assert capsys.readouterr().err.count("a discriminator has been right") == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------

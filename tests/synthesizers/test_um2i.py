@@ -148,6 +148,23 @@ def test_cached_superpixels_take_the_place_of_slic() -> None:
     assert model.needs == {"image", "cluster"} and build().needs == {"image"}
 
 
+def test_without_cached_superpixels_nothing_is_drawn() -> None:
+    """All of the image would be one superpixel, and its mask one gray value."""
+    class WithoutClusters(ContractSlices):
+        def draw(self, *args: Any, **kwargs: Any) -> Slices:
+            return replace(super().draw(*args, **kwargs), cluster=None)
+
+    for policy in ("edit", "as_is"):
+        model = build(replace(SMALL, superpixels="cached", um_policy=policy))
+        with pytest.raises(UserError, match="no cached superpixels"):
+            model.fit_pool(WithoutClusters(32))
+        model.fit_pool(SLICES)
+        asked = disc_request()
+        cluster = asked.cluster.clone()
+        cluster[1] = 0
+        assert model.synthesize(replace(asked, cluster=cluster)).ok.tolist() == [True, False, True]
+
+
 def test_g2_sees_the_mask_in_minus_one_to_one_and_its_edges() -> None:
     model = build(replace(SMALL, um_policy="as_is"))
     asked = disc_request()
