@@ -1,8 +1,8 @@
 """Montages: slices from different heights of one case, tiled into one image.
 
-UM2I's representation of a volume (Xing et al., *Less is More*, IV.A, Fig. 4): slices with less than 10 % lung are cut
-off at the top and the bottom, the others divided into four parts along the axis, and a random slice of each part is
-placed in a 2 × 2 image.
+UM2I's representation of a volume (Xing et al., *Less is More*, IV.A, Fig. 4): slices with less than 10 % lung are
+dropped (the paper speaks of those at the top and the bottom; here they are wherever they lie), the others divided into
+four parts along the axis, and a random slice of each part is placed in a 2 × 2 image.
 """
 
 from __future__ import annotations
@@ -87,8 +87,7 @@ class MontageSlices:
         if not anatomy.any():
             raise UserError(f"case {case_id} has no layout, so nobody knows which of its slices show the organ: make "
                             "layouts with nnunet_synth layouts, or train without --montage")
-        shown = np.flatnonzero(anatomy.mean((1, 2)) >= MIN_SHARE)
-        kept = np.arange(shown[0], shown[-1] + 1) if len(shown) else shown
+        kept = np.flatnonzero(anatomy.mean((1, 2)) >= MIN_SHARE)
         if len(kept) < self.num_tiles:
             return None
         parts = np.array_split(kept, self.num_tiles)

@@ -17,7 +17,8 @@ TARGETS = (4, 9)
 
 
 class Cases:
-    """Case c, slice z: the image is 100 c + z; the layout a square of 1, in some corner; label 2 in slices 4 and 9."""
+    """Case c, slice z: the image is 100 c + z; the layout a square of 1, in slices without enough lung a short line of
+    it; label 2 in slices 4 and 9."""
 
     def __init__(self, has_layout=True, lung=LUNG):
         self.has_layout, self.lung = has_layout, lung
@@ -29,10 +30,10 @@ class Cases:
     def read(self, origin):
         case_id, z = origin
         layout = np.zeros((SIZE, SIZE), np.int16)
-        if self.has_layout and z in (1, 13):
-            layout[0, :5] = 1
         if self.has_layout and z in self.lung:
             layout[2:12, 3:15] = 1
+        elif self.has_layout and 1 <= z <= 13:
+            layout[0, :5] = 1
         label = np.zeros_like(layout)
         if z in TARGETS:
             label[5, 7] = 2
@@ -73,6 +74,17 @@ def test_a_montage_has_one_slice_of_each_quarter_of_the_slices_with_enough_lung(
         assert one.origin == [(str(cases.pop()), indices[0])]
         seen |= set(indices)
     assert seen == set(LUNG)            # all of them, and no other
+
+
+def test_a_slice_with_too_little_lung_is_dropped_wherever_it_lies():
+    kept = [2, 3, 4, 6, 7, 8, 11, 12]           # none of 5, 9 (a target) and 10, though they lie between others
+    montages = MontageSlices(Fold(Cases(lung=kept)), 2, 2)
+    assert [part.tolist() for part in montages.cases[0].parts] == [[2, 3], [4, 6], [7, 8], [11, 12]]
+    assert montages.cases[0].targets == [(1, 4)]
+    shown = {value % 100 for part in montages.iterate(only_targets=False) for value in slices_in(part)}
+    assert shown == set(kept)
+    drawn = montages.sample(60, (2 * 8, 2 * 8), np.random.default_rng(0))
+    assert {value % 100 for part in range(60) for value in slices_in(select(drawn, part))} == set(kept)
 
 
 def test_half_of_the_montages_are_chosen_for_a_target():

@@ -91,10 +91,3 @@ def majority(votes: Sequence[int]) -> int:
     for label in votes:
         counts[label] += 1
     return min(label for label in counts if counts[label] == max(counts.values()))
-
-
-def slices_of_volume(num_slices: int, number: int = 4) -> list[int]:
-    """Fig. A1: 4 slices, evenly from the middle half, rounded up: 31 slices → 7, 11, 15, 19."""
-    first = num_slices // 4
-    step = -(-num_slices // (2 * number))
-    return [first + k * step for k in range(number)]
