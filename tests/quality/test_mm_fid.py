@@ -8,7 +8,9 @@ import torch
 
 from nnunet_synth.quality import mm_fid
 from nnunet_synth.quality.extractor import batch_size_for, resize_batch
+from nnunet_synth.quality.measure import QualityOptions, measure_quality
 from nnunet_synth.quality.mm_fid import compare, extract, normalise, score_cell, second_half
+from nnunet_synth.quality.window import Window
 from tests.quality.sets import image_set, toy_extractor
 from tests.reference import frechet as reference
 
@@ -89,6 +91,19 @@ def test_ten_thousand_images_take_no_more_memory_than_two_thousand(tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # All cells
+
+
+def test_four_networks_at_the_published_resolutions_are_16_cells():
+    """2⁷ … 2¹⁰ (III.C), unless others are asked for."""
+    assert mm_fid.RESOLUTIONS == QualityOptions().resolutions == (128, 256, 512, 1024)
+    rng = np.random.default_rng(0)
+    real, other = (image_set(name, rng.uniform(0, 1, (4, 40, 40))) for name in ("real", "other"))
+    names = ["one", "two", "three", "four"]
+    options = QualityOptions(extractors=("imagenet",), num_probed=1)        # none is trained on the spot
+    found = measure_quality(real, [other], Window(0.0, 1.0), [toy_extractor(name) for name in names], {}, options)
+    assert [(cell.extractor, cell.resolution) for cell in found.cells] == [
+        (name, resolution) for name in names for resolution in (128, 256, 512, 1024)]
+    assert len(found.fid["other"]) == len(found.deviation["real"]) == len(found.deviation["other"]) == 16
 
 
 def test_normalisation_by_hand():

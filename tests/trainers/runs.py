@@ -108,16 +108,18 @@ def train_until_killed(trainer: nnUNetTrainer, num_epochs: int) -> None:
         trainer.run_training()
 
 
-def train_whole_and_resumed(root: Path, **settings: object) -> None:
-    """SA-CPS of two epochs, twice: in one go, and killed after the first and resumed. Both end alike, bit by bit."""
+def train_whole_and_resumed(root: Path, trainer_class: type[ConfiguredTrainer] = SACPSTrainer,
+                            **settings: object) -> None:
+    """A training of two epochs, twice: in one go, and killed after the first and resumed. Both end alike, bit by
+    bit."""
     settings = {"seed": 7, "num_epochs": 2, "save_every": 1, **settings}
-    whole = make_trainer(SACPSTrainer, root, **settings)
+    whole = make_trainer(trainer_class, root, **settings)
     whole.run_training()
     expected = whole.epoch_log.read()[-1]["loss_synthetic"]     # of a file that the next run overwrites
 
-    train_until_killed(make_trainer(SACPSTrainer, root, **settings), num_epochs=1)
+    train_until_killed(make_trainer(trainer_class, root, **settings), num_epochs=1)
     torch.manual_seed(99)       # whatever happened in between
-    continued = resumed(SACPSTrainer, root, **settings)
+    continued = resumed(trainer_class, root, **settings)
     assert continued.current_epoch == 1
     continued.run_training()
     assert same_weights(whole, continued)

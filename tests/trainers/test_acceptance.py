@@ -41,8 +41,14 @@ SETTINGS = {"synthesizer": "lcgan", "seed": 7, "num_epochs": 2, "save_every": 1,
 
 def save_with_classifier(always: float | None = None, synthesizer_class: type[Synthesizer] = LcGAN,
                          configuration: str = "2d") -> Path:
-    """An untrained synthesizer and an untrained classifier beside it; `always`: what this one says of every image."""
+    """An untrained synthesizer and an untrained classifier beside it."""
     folder = save_untrained(synthesizer_class, configuration)
+    add_classifier(folder, always, configuration)
+    return folder
+
+
+def add_classifier(folder: Path, always: float | None = None, configuration: str = "2d") -> None:
+    """Put an untrained classifier beside a synthesizer; `always`: what it says of every image."""
     torch.manual_seed(1)
     network = make_network("resnet18", 1, 2)
     if always is not None:
@@ -59,7 +65,6 @@ def save_with_classifier(always: float | None = None, synthesizer_class: type[Sy
         patch_size=list(experiment.configuration_manager.patch_size[-2:]), classifier_sha256=digest, accuracy=None,
         threshold=0.1, checkpoints={"final": {"sha256": file_sha256(folder / "model.safetensors")}}, best="final"),
         folder)
-    return folder
 
 
 def run(root: Path, trainer_class: type = SACPSTrainer, **settings: object):

@@ -12,6 +12,7 @@ from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.checkpoint import kept_checkpoint
 from nnunet_synth.synthesizers.lcgan import LcGAN
 from nnunet_synth.trainers import SACPSTrainer, SASTTrainer
+from nnunet_synth.trainers.synthesis import DrawsSynthetic
 from tests.trainers.runs import make_trainer, save_untrained, spy_on_draws, train_stock, train_whole_and_resumed
 
 WITH_LCGAN = {"synthesizer": "lcgan", "seed": 7, "num_epochs": 1}
@@ -22,9 +23,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     return spy_on_draws(monkeypatch, LcGAN)
 
 
-def test_sacps_resumes_exactly_with_dropout_for_diversity(planned_dataset: Path, drawn: list[tuple]) -> None:
+@pytest.mark.parametrize("trainer_class", [SACPSTrainer, SASTTrainer])
+def test_a_resumed_run_continues_exactly_with_dropout_for_diversity(planned_dataset: Path, drawn: list[tuple],
+                                                                   trainer_class: type[DrawsSynthetic]) -> None:
     save_untrained(LcGAN, dropout=0.5, diversity="dropout")
-    train_whole_and_resumed(planned_dataset, synthesizer="lcgan")
+    if trainer_class is SASTTrainer:
+        train_stock(planned_dataset)
+    train_whole_and_resumed(planned_dataset, trainer_class, synthesizer="lcgan")
     assert len(drawn) >= 4 and all(torch.equal(request.label, result.label) for request, result in drawn)
 
 
