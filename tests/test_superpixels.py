@@ -299,12 +299,17 @@ def slices_of_covid_semiseg(folder: Path):
 
 @pytest.mark.parametrize("slices", [slices_of_ct, slices_of_covid_semiseg])
 def test_as_good_as_scikit_image_on_real_slices(shared_data, slices):
-    """Gray SLIC of compactness 0.1; scikit-image enforces connectivity."""
+    """Gray SLIC of compactness 0.1; scikit-image's as it comes, which enforces connectivity. Without (ours does not) it
+    looks twice as far from a centre, and leaves up to a fifth less."""
+    skimage_slic = pytest.importorskip("skimage.segmentation").slic
     for gray, regions in slices(shared_data):
         image, regions = torch.from_numpy(gray)[None, None], torch.from_numpy(regions.astype(np.int64))[None]
         num_segments = scaled_num_segments(*gray.shape)
         ours, theirs = (segment(image, method, num_segments) for method in ("slic", "slic_skimage"))
         assert residual(image, ours) <= 1.1 * residual(image, theirs)
         assert under_segmentation_error(ours, regions) <= 1.2 * under_segmentation_error(theirs, regions)
+        bare = torch.from_numpy(skimage_slic(gray, num_segments, 0.1, 10, channel_axis=None, start_label=0,
+                                             enforce_connectivity=False))[None]
+        assert residual(image, ours) <= 1.25 * residual(image, bare)
         # As many, too: more superpixels would be no achievement.
         assert len(ours.unique()) <= 1.1 * num_segments
