@@ -31,7 +31,14 @@ from nnunet_synth.synthesizers.chosen_slices import AUTO, choose_slices, parse_s
 from nnunet_synth.synthesizers.conditional_stage import judge, weighted_sum
 from nnunet_synth.synthesizers.feature_set import FeatureSet, as_feature_set
 from nnunet_synth.synthesizers.gray_conditions import draw_grays, gray_values, paint_classes
-from nnunet_synth.synthesizers.hierarchical_augmentation import View, look_at_image, look_at_map, strong, weak
+from nnunet_synth.synthesizers.hierarchical_augmentation import (
+    View,
+    draw_focus,
+    look_at_image,
+    look_at_map,
+    strong,
+    weak,
+)
 from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
 from nnunet_synth.synthesizers.options import check_at_least, check_choices, check_positive
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
@@ -161,11 +168,13 @@ class Pyramid(nn.Module):
 
 @dataclass(frozen=True)
 class _TrainingSlice:
-    """What a model learns from: [1, C, H, W] in [−1, 1], [1, H, W] int64 classes and [1, H, W] bool."""
+    """What a model learns from: [1, C, H, W] in [−1, 1], [1, H, W] int64 classes, [1, H, W] bool, and [M, 2] int64, the
+    (y, x) of all pixels with a target label."""
 
     image: Tensor
     semantic: Tensor
     valid: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -251,7 +260,8 @@ class CoSinGAN(Synthesizer):
         for number, one in enumerate(chosen):
             image = masked(self.to_unit(one.image), one.valid)
             semantic = self.meta.semantic.combine(one.label, one.layout)
-            self._training_slices.append(_TrainingSlice(image, semantic, one.valid))
+            is_target = torch.isin(one.label, torch.tensor(self.meta.target_labels)) & one.valid
+            self._training_slices.append(_TrainingSlice(image, semantic, one.valid, torch.nonzero(is_target[0])))
             shown = torch.isin(torch.arange(len(self.meta.semantic)), semantic[one.valid])
             shown[0] = True         # nobody misses a background
             self.known_classes[number] = shown.to(self.known_classes.device)
@@ -396,7 +406,8 @@ class CoSinGANStage(Stage):
         """Views of the slice: image [N, C, h, w] in [−1, 1] and valid [N, h, w] at this scale; `semantic_j` [N, h, w]
         int64 at this scale and all coarser ones."""
         own, patch_size = self.cosingan.training_slice(self.model), self.cosingan.meta.patch_size
-        views = [View.draw(self.augmentation, rng) for _ in range(self.batch_size)]
+        views = [View.draw(self.augmentation, rng, draw_focus(own.valid.shape[1:], patch_size, own.targets, rng))
+                 for _ in range(self.batch_size)]
         size = (self.scale.height, self.scale.width)
         valid = torch.cat([look_at_map(own.valid, view, size, patch_size) for view in views])
         image = torch.cat([look_at_image(own.image, view, size, patch_size) for view in views])

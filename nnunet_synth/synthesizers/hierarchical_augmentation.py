@@ -1,5 +1,8 @@
 """CoSinGAN's hierarchical data augmentation (2.1.3): one labelled slice, seen anew each time.
 
+Where the patch is smaller than the slice, which the paper's is not, "the image" is a part of the slice as large as the
+patch, another one each time.
+
 Strong augmentation (SA): crops of 0.5 to 1 of the image, rotation, both flips, elastic transform; its intensity falls
 with the scale. Weak augmentation (WA): crops of 0.75 to 1, without the elastic transform, at every scale alike.
 
@@ -51,8 +54,8 @@ def weak(rotation: float) -> Augmentation:
 class View:
     """Which part of a slice is looked at, and how it is bent.
 
-    Coordinates are (x, y) from −1 to 1 over the frame: the whole slice, widened to the patch's shape and at least to
-    its size, about the same centre.
+    Coordinates are (x, y) from −1 to 1 over the frame: a part of the slice as large as the patch, so that a pixel shows
+    as much as one of what is drawn later. Where the slice is smaller, it lies in the frame's middle.
 
     Attributes:
         crop: side of the part, as a share of the frame.
@@ -60,6 +63,7 @@ class View:
         angle: radians.
         flips: (x, y), 1 or −1.
         bend: [2, P, P] displacement (x, y) of the control points, in coordinates of the part; None = none.
+        focus: (x, y) of the frame's middle, from −1 to 1 over the slice.
     """
 
     crop: float = 1.0
@@ -67,9 +71,11 @@ class View:
     angle: float = 0.0
     flips: tuple[int, int] = (1, 1)
     bend: Tensor | None = None
+    focus: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def draw(cls, augmentation: Augmentation, rng: np.random.Generator) -> View:
+    def draw(cls, augmentation: Augmentation, rng: np.random.Generator,
+             focus: tuple[float, float] = (0.0, 0.0)) -> View:
         """All randomness is `rng`'s. Parts lie within the frame before they are turned and bent."""
         crop = rng.uniform(augmentation.smallest_crop, 1)
         centre = tuple(rng.uniform(crop - 1, 1 - crop, 2).tolist())
@@ -79,7 +85,7 @@ class View:
         if augmentation.elastic > 0:
             moved = rng.normal(0, 2 * augmentation.elastic, (2, CONTROL_POINTS, CONTROL_POINTS))
             bend = torch.from_numpy(moved.astype(np.float32))
-        return cls(float(crop), centre, angle, flips, bend)
+        return cls(float(crop), centre, angle, flips, bend, focus)
 
     def grid(self, height: int, width: int, frame: Tensor) -> Tensor:
         """[1, height, width, 2] of places in the slice, as `grid_sample` takes them.
@@ -96,14 +102,34 @@ class View:
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         x, y = cos * x - sin * ratio * y, sin / ratio * x + cos * y
         places = torch.stack([x * self.crop + self.centre[0], y * self.crop + self.centre[1]], dim=-1)
-        return (places * frame)[None]
+        return (places * frame + torch.tensor(self.focus))[None]
 
 
 def frame_of(slice_size: Sequence[int], patch_size: Sequence[int]) -> Tensor:
-    """[2] (x, y): how many times larger than a slice [H, W] its frame is. The frame has the patch's shape, is at least
-    as large, and holds the whole slice."""
-    factor = max(1.0, *(own / patch for own, patch in zip(slice_size, patch_size, strict=True)))
-    return torch.tensor([patch * factor / own for own, patch in zip(slice_size, patch_size, strict=True)][::-1])
+    """[2] (x, y): how many times larger than a slice [H, W] its frame is."""
+    return torch.tensor([patch / own for own, patch in zip(slice_size, patch_size, strict=True)][::-1])
+
+
+def draw_focus(slice_size: Sequence[int], patch_size: Sequence[int], wanted: Tensor,
+               rng: np.random.Generator) -> tuple[float, float]:
+    """(x, y) of the middle of a frame, from −1 to 1 over a slice [H, W]: near a wanted pixel half of the time, anywhere
+    else. A frame lies within the slice where it can, and in the middle of it where not.
+
+    Args:
+        wanted: [M, 2] (y, x) int64; a frame whose middle would be one of them is moved into the slice. May be empty.
+    """
+    if all(own <= patch for own, patch in zip(slice_size, patch_size, strict=True)):
+        return 0.0, 0.0
+    is_near = len(wanted) > 0 and rng.random() < 0.5
+    near = (wanted[rng.integers(len(wanted))] + 0.5).tolist() if is_near else rng.uniform((0, 0), slice_size)
+    y, x = (2 * _within(place, patch, own) / own - 1
+            for place, patch, own in zip(near, patch_size, slice_size, strict=True))
+    return float(x), float(y)
+
+
+def _within(place: float, length: float, whole: float) -> float:
+    """The middle of a piece, moved so that it lies within the whole, or in its middle where it is longer."""
+    return whole / 2 if length >= whole else min(max(place, length / 2), whole - length / 2)
 
 
 def look_at_image(image: Tensor, view: View, size: Sequence[int], patch_size: Sequence[int]) -> Tensor:
@@ -114,8 +140,7 @@ def look_at_image(image: Tensor, view: View, size: Sequence[int], patch_size: Se
     """
     own, frame = image.shape[2:], frame_of(image.shape[2:], patch_size)
     # Pixels of the slice for each pixel of the view; the longer direction decides.
-    shrink = max(1.0, *(float(factor) * view.crop * length / wanted
-                        for factor, length, wanted in zip(frame.flip(0), own, size, strict=True)))
+    shrink = max(1.0, *(view.crop * patch / wanted for patch, wanted in zip(patch_size, size, strict=True)))
     lifted = image + 1                  # so that 0, which stands beyond the slice, is the darkest
     if shrink > 1:
         reduced = [max(1, round(length / shrink)) for length in own]

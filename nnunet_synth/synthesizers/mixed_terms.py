@@ -51,8 +51,7 @@ class MixedReconstruction(nn.Module):
     def __init__(self, weights: MixedWeights, class_weights: Sequence[float], size: int, features: FeatureSet) -> None:
         super().__init__()
         self.weights, self.features = weights, features
-        self.register_buffer("class_weights", torch.tensor(class_weights, dtype=torch.float32),
-                             persistent=False)
+        self.register_buffer("class_weights", torch.tensor(class_weights, dtype=torch.float32), persistent=False)
         self.structure = MultiScaleSSIMLoss(size, weights.ms_ssim) if weights.ms_ssim_weight > 0 else None
 
     def forward(self, fake: Tensor, real: Tensor, semantic: Tensor) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from nnunet_synth.synthesizers.hierarchical_augmentation import (
     View,
+    draw_focus,
     frame_of,
     look_at_image,
     look_at_map,
@@ -101,8 +102,8 @@ def test_the_bend_is_the_same_at_every_resolution():
 
 
 def test_shapes_of_slices_that_are_no_patches():
-    """The frame has the patch's shape, holds the whole slice, and never magnifies it."""
-    assert frame_of((512, 512), (256, 256)).tolist() == [1, 1]
+    """The frame is as large as the patch, in pixels of the slice."""
+    assert frame_of((512, 512), (256, 256)).tolist() == [0.5, 0.5]
     assert frame_of((100, 50), (100, 100)).tolist() == [2, 1]               # x, y
     assert frame_of((64, 64), (128, 128)).tolist() == [2, 2]
     image = torch.ones(1, 1, 100, 50)
@@ -112,6 +113,46 @@ def test_shapes_of_slices_that_are_no_patches():
     assert (seen[..., 76:] == -1).all()
     inside = look_at_map(torch.ones(1, 100, 50, dtype=torch.bool), View(), (100, 100), (100, 100))
     assert inside.dtype == torch.bool and inside.sum() == 5000 and inside[..., 25:75].all()
+
+
+NOWHERE = torch.zeros(0, 2, dtype=torch.int64)
+
+
+def test_a_large_slice_is_seen_part_by_part_at_its_own_resolution():
+    semantic = torch.arange(24 * 32).view(1, 24, 32)
+    part = View(focus=(2 * 14 / 32 - 1, 2 * 9 / 24 - 1))       # the middle is x = 14, y = 9
+    assert torch.equal(look_at_map(semantic, part, (12, 8), (12, 8)), semantic[:, 3:15, 10:18])
+    image = semantic[:, None] / 400 - 1
+    torch.testing.assert_close(look_at_image(image, part, (12, 8), (12, 8)), image[..., 3:15, 10:18])
+    # What a turned part shows beyond the frame is the slice, not nothing.
+    turned = View(focus=(0.0, 0.0), angle=math.radians(30))
+    assert look_at_map(torch.ones_like(semantic), turned, (12, 8), (12, 8)).all()
+
+
+def test_parts_lie_within_the_slice_and_half_of_them_about_a_lesion():
+    size, patch, rng = (100, 80), (32, 48), np.random.default_rng(0)
+
+    def middles(wanted):
+        drawn = np.array([draw_focus(size, patch, wanted, rng) for _ in range(2000)])
+        return (drawn[:, 1] + 1) / 2 * size[0], (drawn[:, 0] + 1) / 2 * size[1]
+
+    y, x = middles(NOWHERE)
+    assert np.isclose([y.min(), y.max()], [16, 84]).all() and np.isclose([x.min(), x.max()], [24, 56]).all()
+    assert 0.1 < np.mean(y < 33) < 0.9 and np.mean((abs(y - 70.5) < 0.01) & (abs(x - 30.5) < 0.01)) == 0
+    y, x = middles(torch.tensor([[70, 30]]))
+    assert np.mean((abs(y - 70.5) < 0.01) & (abs(x - 30.5) < 0.01)) == pytest.approx(0.5, abs=0.04)
+    y, x = middles(torch.tensor([[2, 79]]))         # in a corner: the part is moved inwards
+    assert np.mean((abs(y - 16) < 0.01) & (abs(x - 56) < 0.01)) > 0.46
+    assert y.min() >= 16 and x.max() <= 56
+
+
+def test_a_slice_no_larger_than_the_patch_is_seen_whole():
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    assert draw_focus((64, 100), (64, 128), torch.tensor([[2, 2]]), rng) == (0, 0)
+    assert rng.bit_generator.state == before
+    x, y = draw_focus((64, 100), (32, 128), NOWHERE, rng)
+    assert x == 0 != y, "only the longer direction moves"
 
 
 def test_fine_texture_is_averaged_before_it_is_sampled_thinly():
