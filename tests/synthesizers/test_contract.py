@@ -82,6 +82,24 @@ class ForgetsAWeight(ToySynthesizer):
             self.head.bias.add_(0.1)
 
 
+class ReadsItsWeightsInMemoryOrder(ToySynthesizer):
+    def _decode(self, request):
+        weight = self.body[0].weight
+        in_order = weight.as_strided(weight.shape, torch.empty(weight.shape).stride())
+        return torch.func.functional_call(self, {"body.0.weight": in_order}, (request.semantic, request.generator))
+
+
+class LosesDigitsInHalfPrecision(ToySynthesizer):
+    def _decode(self, request):
+        return super()._decode(request) + 100 - 100
+
+
+class NaNInHalfPrecision(ToySynthesizer):
+    def _decode(self, request):
+        image = super()._decode(request)
+        return image if image.dtype == torch.float32 else image / 0
+
+
 class NaNInOddSizes(ToySynthesizer):
     def _decode(self, request):
         return super()._decode(request) * (float("nan") if request.label.shape[1] != request.label.shape[2] else 1)
@@ -143,6 +161,9 @@ BROKEN = {
     WritesIntoTheRequest: "wrote into the request's image",
     SameBufferEachTime: "overwrote the image of the last",
     ForgetsAWeight: "draws other images",
+    ReadsItsWeightsInMemoryOrder: "in channels_last it draws other images",
+    LosesDigitsInHalfPrecision: "in bfloat16 its images are off",
+    NaNInHalfPrecision: "in bfloat16 the image holds NaN or Inf",
     NaNInOddSizes: "NaN or Inf",
     NoGradient: "no gradient reaches",
     LeaksIntoTheGenerator: "sends gradients into the generator",
