@@ -225,3 +225,21 @@ def test_labels_of_another_test_set_must_mean_the_same(runs, tmp_path):
         else:
             with pytest.raises(UserError, match="differ in the labels infection"):
                 moved.begin()
+
+
+def test_the_command_line_knows_what_the_study_types(planned_dataset, tmp_path):
+    """Every option of the commands that make data and train what draws them."""
+    from nnunet_synth.cli import build_parser
+    method = {"trainer": "SupervisedTrainer", "synthesizer": "fine"}
+    runs, samples = with_methods(
+        tmp_path, noise={**method, "data": "synthetic:3", "draw_for": "noise"},
+        pool={**method, "data": "real+synthetic:2", "draw_for": "pool"},
+        masks={**method, "data": "volumes", "draw_for": "paper-conditions"})
+    args = {name: build_parser().parse_args(command[1:]) for name, command in samples.items()}
+    assert {name: (found.source, found.volumes, found.paper_conditions, found.number)
+            for name, found in args.items()} == {
+        "mixed": ("labels", False, False, 3), "alone": ("labels", False, False, 3), "noise": ("noise", False, False, 3),
+        "pool": ("pool", False, False, 2), "masks": ("labels", True, True, None)}
+    trained = [build_parser().parse_args(run.commands()[0][1:]) for run in runs.values() if run.kind == "pretrain"]
+    assert {(found.synthesizer, found.mask_source) for found in trained} == {("sean", None), ("um2i", None),
+                                                                             (None, "v2um")}
