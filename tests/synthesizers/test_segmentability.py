@@ -35,9 +35,10 @@ def test_tiny_sean_draws_lesions_that_can_be_found() -> None:
     assert result["lesion_mean_hu_between_two_styles"] > 5, "another style code must give lesions of another density"
 
 
-def test_tiny_um2i_puts_lesions_where_there_were_none() -> None:
+@pytest.mark.parametrize(("name", "steps"), [("um2i", 350), ("cs2", 500)])
+def test_those_that_change_images_put_lesions_where_there_were_none(name: str, steps: int) -> None:
     """Into images of the same patients before the disease."""
-    check_lesions_are_found(run("um2i", "tiny", steps=350), 0.8)
+    check_lesions_are_found(run(name, "tiny", steps=steps), 0.8)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
