@@ -185,7 +185,7 @@ class Method:
             return str(self.data)
         if self.draw_for == PAPER_CONDITIONS:
             return f"{self.data}, drawn for the masks of all labelled cases: those of the validation cases were seen"
-        return f"{self.data}, drawn for {self.draw_for}"
+        return f"{self.data}, drawn {'from' if self.draw_for == 'noise' else 'for'} {self.draw_for}"
 
 
 @dataclass(frozen=True)
