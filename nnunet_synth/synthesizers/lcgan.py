@@ -1,10 +1,11 @@
 """LcGAN and pix2pix: a U-Net draws an image for a label map, judged patch by patch by a discriminator that sees both.
 
 LcGAN (Karki et al., "Lesion Conditional Image Generation for Improved Segmentation of Intracranial Hemorrhage from CT
-Images", SPIE 2020) is pix2pix (Isola et al., CVPR 2017) for lesions, whose contribution is how the best of several models is chosen: `nnunet_synth select`. So its training keeps the models that
-the paper compares (10, 50, 100 and 200 epochs: a twentieth, a quarter, a half and all of the steps). What it says less
-of is as in the TensorFlow pix2pix that it names. `Pix2Pix` is the published one, and `EnhancedPix2Pix` CoSinGAN's
-baseline: the same with CoSinGAN's mixed reconstruction loss in the place of L1.
+Images", SPIE 2020) is pix2pix (Isola et al., CVPR 2017) for lesions, whose contribution is how the best of several
+models is chosen: `nnunet_synth select`. So its training keeps the models that the paper compares (10, 50, 100 and 200
+epochs: a twentieth, a quarter, a half and all of the steps). What it says less of is as in the TensorFlow pix2pix that
+it names. `Pix2Pix` is the published one, and `EnhancedPix2Pix` CoSinGAN's baseline: the same with CoSinGAN's mixed
+reconstruction loss in the place of L1.
 
 Known deviations: with a layout the condition is anatomy and lesions, one channel a class, as lesions alone tell no
 anatomy; batch statistics are tracked in training and fixed in drawing, and there is no dropout in drawing unless
