@@ -59,7 +59,7 @@ def main() -> None:
         rungs.append({"wanted_hu": hu, "mean_hu": float(drawn[inside].mean()),
                       "seen_as_lesion": float((part.seen > 0)[disc].mean())})
         print(rungs[-1])
-        rows.append([enlarged(picture) for picture in picture_row(model, opened, part)[2:]])
+        rows.append([enlarged(picture) for picture in picture_row(model, opened, part, part.seen)[2:]])
     output = args.output or RESULTS / f"hu_ladder_{torch.device(args.device).type}.json"
     write_gallery(zip(*rows, strict=True), args.hu, output.with_suffix(".png"))
     write_result({"dataset": experiment.dataset_name, "image": args.image, "circle": args.circle,

@@ -6,6 +6,8 @@ image's file does, the radius is in mm (pixels in pictures); the word healthy in
 FILE --hu HU does the same for any shape, and --edits FILE for a list of both:
 [{"circle": [120, 88, 12], "radius": 9, "hu": -600, "label": "infection"}, {"mask": "m.nii.gz", "hu": "healthy"}]
 
+`label` matters to --label-source painted: the head says itself which label it sees.
+
 FOLDER gets the image with the drawn slices in it (intensities are those of the raw image again, within the range that
 nnU-Net clips to), its annotation, and before_after.png. All other slices stay as they are.
 """
@@ -13,6 +15,7 @@ nnU-Net clips to), its annotation, and before_after.png. All other slices stay a
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", metavar="FILE", help="a label map of the image's grid: all that is not 0")
     parser.add_argument("--hu", help="mean intensity inside --mask, or healthy")
     parser.add_argument("--edits", metavar="FILE", help="a JSON list of edits")
-    parser.add_argument("--output", metavar="FOLDER", required=True, help="a new folder")
+    parser.add_argument("--output", metavar="FOLDER",
+                        help="a new folder (default: IMAGE_edited, where the command runs)")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
     parser.add_argument("--synthesizer", default="um2i", help="registered name (default: %(default)s)")
     parser.add_argument("--label-source", choices=LABEL_SOURCES, default="head",
@@ -68,13 +72,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def edit(dataset: str | int, configuration: str, fold: int | str, image: str | Path, edits: Sequence[LesionEdit],
-         output: str | Path, *, plans: str = "nnUNetPlans", synthesizer: str = "um2i", label_source: str = "head",
-         device: str | None = None, seed: int = 0) -> list[EditedSlice]:
-    """Draw an image anew with its lesions edited; returns the drawn slices. FOLDER appears complete or not at all.
+         output: str | Path | None = None, *, plans: str = "nnUNetPlans", synthesizer: str = "um2i",
+         label_source: str = "head", device: str | None = None, seed: int = 0) -> list[EditedSlice]:
+    """Draw an image anew with its lesions edited; returns the drawn slices. FOLDER (None = `<image>_edited` in the
+    working folder) appears complete or not at all.
 
     Raises:
         UserError: no edits, an edit outside the image or the body, no fitting synthesizer, or FOLDER exists.
     """
+    import numpy as np
     import torch
 
     from nnunet_synth.atomic import atomic_folder
@@ -86,28 +92,31 @@ def edit(dataset: str | int, configuration: str, fold: int | str, image: str | P
 
     if not edits:
         raise UserError("nothing to edit: give --circle X Y Z RADIUS HU, --mask FILE --hu HU or --edits FILE")
-    output = Path(output)
-    if output.exists():
-        raise UserError(f"--output {output} exists: name a new folder")
     used_device = find_device(device)
     experiment = load_experiment(dataset, configuration, fold, plans)
     file, annotation = find_image(experiment, image)
+    ending = experiment.dataset_json["file_ending"]
+    output = Path(output or f"{file.name.removesuffix(ending).removesuffix('_0000')}_edited")
+    if output.exists():
+        raise UserError(f"--output {output} exists: name a new folder")
     labels = [label_of(experiment, one.label) for one in edits]
     model = load_model(experiment, synthesizer, label_source, used_device)
     regions = mark_regions(experiment, file, edits)
     opened = OpenedImage.open(experiment, [file], regions)
+    warn_of_clipping(model, opened, edits)
     slices = draw_edits(model, opened, edits, torch.Generator(used_device).manual_seed(seed))
     before = read_annotation(experiment, annotation, opened.raw.shape)
     if label_source == "painted":
         after = paint_annotation(before, regions, labels, edits)
     else:
         after = opened.replace_labels(before, {part.number: part.seen for part in slices})
+    painted = np.array([0, *(0 if one.intensity is None else label for one, label in zip(edits, labels, strict=True))])
     with atomic_folder(output) as folder:
         write_image(file, opened.replace_slices({part.number: part.drawn for part in slices}), folder / file.name)
-        ending = experiment.dataset_json["file_ending"]
         experiment.plans_manager.image_reader_writer_class().write_seg(
             after, str(folder / f"{file.name.removesuffix(ending)}_label{ending}"), opened.properties)
-        write_gallery([picture_row(model, opened, part) for part in slices],
+        write_gallery([picture_row(model, opened, part, part.seen if label_source == "head" else painted[part.regions])
+                       for part in slices],
                       ("before", "its mask", "edited mask", "after", "annotation"), folder / "before_after.png")
     print(f"{len(edits)} edit(s) in {len(slices)} slice(s): {output}")
     return slices
@@ -180,6 +189,7 @@ def mark_regions(experiment: Experiment, file: Path, edits: Sequence[LesionEdit]
 def load_model(experiment: Experiment, name: str, label_source: str, device: str) -> Synthesizer:
     """The synthesizer of this fold. Raises UserError where it cannot draw from masks, or not label what it draws."""
     from nnunet_synth.commands.sample import load_fitting_synthesizer
+    from nnunet_synth.data.slices import FoldSlices
     from nnunet_synth.editing.resynthesis import DrawsEditedMasks
 
     model = load_fitting_synthesizer(experiment, name, device)
@@ -187,7 +197,22 @@ def load_model(experiment: Experiment, name: str, label_source: str, device: str
         raise UserError(f"synthesizer {name} does not draw from unsupervised masks: pretrain um2i for edits")
     if label_source == "head" and not model.has_label_head:
         raise UserError(f"synthesizer {name} has no segmentation head: use --label-source painted")
+    if "cluster" in model.needs:
+        raise UserError(f"synthesizer {name} draws from cached superpixels or clusters, which an edited image has none "
+                        "of: pretrain it with --option superpixels=slic (um2i) or mask=slic (cs2)")
+    if model.takes_style:
+        model.fit_pool(FoldSlices(experiment))
     return model
+
+
+def warn_of_clipping(model: Synthesizer, opened: OpenedImage, edits: Sequence[LesionEdit]) -> None:
+    """Where an intensity lies outside the range that the synthesizer draws: it is drawn as the nearest in it."""
+    import numpy as np
+    low, high = opened.intensities.to_raw(np.array(model.meta.intensity_range[0]))
+    for one in edits:
+        if one.intensity is not None and not low - 0.5 <= one.intensity <= high + 0.5:
+            print(f"warning: {one.shape}: {one.intensity:g} lies outside the {low:.0f} to {high:.0f} that the "
+                  f"synthesizer draws, and is drawn as {np.clip(one.intensity, low, high):.0f}", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -235,8 +260,9 @@ def write_image(original: Path, image: np.ndarray, target: Path) -> None:
     SimpleITK.WriteImage(result, str(target))
 
 
-def picture_row(model: Synthesizer, opened: OpenedImage, part: EditedSlice) -> tuple[np.ndarray, ...]:
-    """Before, its mask, the edited mask, after, the label that the head sees: uint8 [H, W, 3] each."""
+def picture_row(model: Synthesizer, opened: OpenedImage, part: EditedSlice,
+                label: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Before, its mask, the edited mask, after, and this with `label` [H, W] over it: uint8 [H, W] or [H, W, 3]."""
     import numpy as np
     import torch
 
@@ -249,4 +275,4 @@ def picture_row(model: Synthesizer, opened: OpenedImage, part: EditedSlice) -> t
         return to_gray(values[None] / 127.5 - 1)
 
     return (gray(part.image), mask(part.mask), mask(part.edited_mask), gray(part.drawn),
-            overlay(gray(part.drawn), np.maximum(part.seen, 0)))
+            overlay(gray(part.drawn), np.maximum(label, 0)))

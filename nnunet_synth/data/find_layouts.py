@@ -138,7 +138,13 @@ def write_maps(raw_folder: Path, finder: Finder, labels: Mapping[str, int], desc
 
     work = [(case_id, files, target) for (_, case_id, files), target in zip(cases, targets, strict=True)]
     write = partial(_write_map, finder=finder, dataset_json=dataset_json, labels=labels, overwrite=overwrite)
-    reports = list(progress(parallel_map(write, work, num_jobs), f"{into}s", total=len(work)))
+    before = _times(targets)
+    try:
+        reports = list(progress(parallel_map(write, work, num_jobs), f"{into}s", total=len(work)))
+    except BaseException:
+        if into == "cluster" and _times(targets) == before:     # nothing was made, so the declaration would be wrong
+            _declare(raw_folder, "clusters", dataset_json.get("nnunet_synth", {}).get("clusters"))
+        raise
     if into == "layout":
         _declare(raw_folder, "layout_labels", labels)
     write_json({**description, "cases": [asdict(report) for report in reports]}, raw_folder / REPORT_NAMES[into])
@@ -175,10 +181,18 @@ def _check_clusters(dataset_json: Mapping[str, Any], description: Mapping[str, A
         raise UserError(f"there are clusters that were made otherwise ({made}): replace them all by --overwrite")
 
 
-def _declare(raw_folder: Path, key: str, facts: Mapping[str, Any]) -> None:
+def _declare(raw_folder: Path, key: str, facts: Mapping[str, Any] | None) -> None:
+    """None = take the declaration back."""
     dataset_json = read_dataset_json(raw_folder)        # read again: it may have changed in the meantime
-    ours = {**dataset_json.get("nnunet_synth", {}), key: dict(facts)}
+    ours = {name: value for name, value in dataset_json.get("nnunet_synth", {}).items() if name != key}
+    if facts is not None:
+        ours[key] = dict(facts)
     write_json({**dataset_json, "nnunet_synth": ours}, raw_folder / "dataset.json")
+
+
+def _times(files: Sequence[Path]) -> dict[Path, int]:
+    """When each of those that exist was written."""
+    return {file: file.stat().st_mtime_ns for file in files if file.exists()}
 
 
 def summarise(case_id: str, status: str, found: Found,

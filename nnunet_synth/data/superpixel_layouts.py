@@ -51,6 +51,9 @@ class SuperpixelSettings:
             raise UserError(f"unknown superpixels {self.segmentation!r}: choose one of {', '.join(METHODS)}")
         if self.num_segments < 1:
             raise UserError(f"--segments {self.num_segments}: at least one superpixel is needed")
+        if self.num_segments > 512 ** 2:
+            raise UserError(f"--segments {self.num_segments}: choose at most {512 ** 2}, as many as a slice of "
+                            "512 × 512 has pixels")
         if num_levels(self.step) > MAX_CLUSTER:
             raise UserError(f"--step {self.step:g} makes {num_levels(self.step)} levels, a map holds at most "
                             f"{MAX_CLUSTER}: choose at least {WHITE / (MAX_CLUSTER - 1):.3g}")

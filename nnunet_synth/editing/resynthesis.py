@@ -24,7 +24,9 @@ BODY_HU = -500              # the skin is brighter, the air around and the table
 
 @runtime_checkable
 class DrawsEditedMasks(DrawsFromMasks, Protocol):
-    """A synthesizer that makes unsupervised masks of images, and draws from them (UM2I)."""
+    """A synthesizer that makes unsupervised masks of images, and draws from them (UM2I, CS2)."""
+
+    takes_style: bool
 
     def mask_of(self, image: Tensor, cluster: Tensor | None) -> Tensor:
         """[N, C, H, W] gray values in [0, 255], multiples of `config.gray_step` where that is not 0, of an image in
@@ -38,10 +40,11 @@ class EditedSlice:
 
     number: int
     image: np.ndarray
+    regions: np.ndarray         # [H, W] int16, number of the edit, 0 = none
     mask: np.ndarray
     edited_mask: np.ndarray
     drawn: np.ndarray
-    seen: np.ndarray            # [H, W] int64, the label that the segmentation head sees
+    seen: np.ndarray | None     # [H, W] int64, the label that the segmentation head sees; None without one
 
 
 def draw_edits(synthesizer: DrawsEditedMasks, opened: OpenedImage, edits: Sequence[LesionEdit],
@@ -80,7 +83,8 @@ def _draw_slice(synthesizer: DrawsEditedMasks, image: np.ndarray, regions: np.nd
     def cropped(tensor: Tensor) -> np.ndarray:
         return tensor[..., :height, :width].reshape(height, width).cpu().numpy()
 
-    return EditedSlice(number, image, cropped(mask), cropped(edited), cropped(drawn.float()), cropped(seen))
+    return EditedSlice(number, image, regions, cropped(mask), cropped(edited), cropped(drawn.float()),
+                       None if seen is None else cropped(seen))
 
 
 def edit_mask_slice(mask: np.ndarray, regions: np.ndarray, grays: Sequence[float | None]) -> np.ndarray:

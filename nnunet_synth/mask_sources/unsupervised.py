@@ -21,9 +21,10 @@ from nnunet_synth.synthesizers.mask_conditioned import check_mask_settings
 class DrawsFromMasks(Protocol):
     """A synthesizer that draws from unsupervised masks and says itself which label it drew."""
 
-    def from_masks(self, unsupervised_mask: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def from_masks(self, unsupervised_mask: Tensor,
+                   generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         """[N, C, H, W] float32 gray values in [0, 255] → image [N, C, H, W] float32 in the network's intensity space,
-        label [N, H, W] int64 of the dataset. In eval mode, without gradients."""
+        label [N, H, W] int64 of the dataset, None where it has no label head. In eval mode, without gradients."""
         ...
 
 

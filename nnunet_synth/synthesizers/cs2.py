@@ -205,6 +205,7 @@ class CS2(MaskConditioned):
     label that it shows."""
 
     name = "cs2"
+    takes_style = True
     Config = CS2Config
     PRESETS = {
         # Learns within a few hundred steps on a CPU; small slices need small superpixels.

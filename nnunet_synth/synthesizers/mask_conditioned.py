@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class MaskConditioned(Synthesizer):
         lesion_values: what lesions are drawn with.
     """
 
+    takes_style: ClassVar[bool] = False     # of labelled slices, so that it draws nothing before `fit_pool`
     _has_checked_step = False
 
     def __init__(self, meta: SynthMeta, config: Any) -> None:
@@ -91,7 +92,8 @@ class MaskConditioned(Synthesizer):
         return paint(quantise(means, self.gray_step) if self.gray_step > 0 else means, segments)
 
     @torch.no_grad()
-    def from_masks(self, unsupervised_mask: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def from_masks(self, unsupervised_mask: Tensor,
+                   generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         """Draw from masks that nobody took from an image.
 
         Args:
@@ -99,12 +101,12 @@ class MaskConditioned(Synthesizer):
 
         Returns:
             Images [N, C, H, W] float32 in network intensities, and the [N, H, W] int64 dataset labels that the label
-            head sees in them.
+            head sees in them; None where there is no such head.
         """
         assert not self.training, "call eval() on the synthesizer first"
         self.begin_step(generator)
         image, seen = self.draw_masks(unsupervised_mask, None)
-        return self.from_unit(image.float()), self.see_label(seen)
+        return self.from_unit(image.float()), self.see_label(seen) if self.has_label_head else None
 
     def classes_of(self, label: Tensor) -> Tensor:
         """Dataset labels → places among `label_values`."""

@@ -13,8 +13,10 @@ from PIL import Image
 from nnunet_synth.commands import edit as command
 from nnunet_synth.data.experiment import load_experiment
 from nnunet_synth.errors import UserError
+from nnunet_synth.synthesizers.cs2 import CS2
+from nnunet_synth.synthesizers.um2i import UM2I
 from tests.conftest import DATASET_ID
-from tests.trainers.runs import save_untrained_sean
+from tests.trainers.runs import save_untrained, save_untrained_sean
 
 STEP = 51.0         # gray values 0, 51, … 255 → HU of the window in fifths
 
@@ -22,13 +24,14 @@ STEP = 51.0         # gray values 0, 51, … 255 → HU of the window in fifths
 class PaintsMasks(torch.nn.Module):
     """Draws a mask as it is; sees label 1 wherever it is at least 102."""
 
-    name, divisor, has_label_head = "paints", 16, True
+    name, divisor, has_label_head, takes_style = "paints", 16, True, False
     config = SimpleNamespace(gray_step=STEP)
 
     def __init__(self, bounds):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.low, self.high = bounds
+        self.meta = SimpleNamespace(intensity_range=[bounds])
 
     def to_unit(self, image):
         return ((image - self.low) / (self.high - self.low) * 2 - 1).clamp(-1, 1)
@@ -153,3 +156,60 @@ def test_a_synthesizer_that_draws_from_no_mask_is_refused(planned_dataset):
     experiment = load_experiment(DATASET_ID, "2d", 0)
     with pytest.raises(UserError, match="does not draw from unsupervised masks"):
         command.load_model(experiment, "sean", "painted", "cpu")
+
+
+def test_the_issues_two_lines_need_no_folder(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case_id = experiment.train_ids[0]
+    x, y, z = map(str, lung_voxel(experiment, case_id))
+    run(case_id, "--circle", x, y, z, "8", "-300")
+    assert sorted(file.name for file in (tmp_path / f"{case_id}_edited").iterdir())[0] == "before_after.png"
+    with pytest.raises(UserError, match=f"{case_id}_edited exists: name a new folder"):
+        run(case_id, "--circle", x, y, z, "8", "-300")
+    file = experiment.raw_folder / "imagesTr" / f"{experiment.train_ids[1]}_0000.nii.gz"
+    label = experiment.raw_folder / "labelsTr" / f"{experiment.train_ids[1]}.nii.gz"
+    run(str(file), "--mask", str(label), "--hu", "-300")
+    assert (tmp_path / f"{experiment.train_ids[1]}_edited" / file.name).is_file()
+
+
+def test_intensities_that_nnunet_clips_are_warned_of(experiment, tmp_path, capsys):
+    case_id = experiment.train_ids[0]
+    x, y, z = map(str, lung_voxel(experiment, case_id))
+    run(case_id, "--circle", x, y, z, "8", "500", "--output", str(tmp_path / "clipped"))
+    facts = experiment.plans_manager.foreground_intensity_properties_per_channel["0"]
+    low, high = round(facts["percentile_00_5"]), round(facts["percentile_99_5"])
+    assert f"500 lies outside the {low} to {high} that the synthesizer draws, and is drawn as {high}" in \
+        capsys.readouterr().err
+    run(case_id, "--circle", x, y, z, "8", str(high), "--output", str(tmp_path / "kept"))
+    assert "lies outside" not in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# With real synthesizers, untrained
+
+
+@pytest.mark.parametrize("synthesizer, options, arguments", [
+    (UM2I, {}, ()), (UM2I, {"tasks": "image"}, ("--label-source", "painted")),
+    (CS2, {}, ("--synthesizer", "cs2")), (CS2, {}, ("--synthesizer", "cs2", "--label-source", "painted"))], ids=str)
+def test_every_synthesizer_that_draws_from_masks_can_edit(planned_dataset, tmp_path, synthesizer, options, arguments):
+    experiment = load_experiment(DATASET_ID, "2d", 0)
+    save_untrained(synthesizer, **options)
+    case_id = experiment.train_ids[0]
+    x, y, z = lung_voxel(experiment, case_id)
+    run(case_id, "--circle", str(x), str(y), str(z), "9", "-300", "--output", str(tmp_path / "out"), *arguments)
+    old, new = (SimpleITK.GetArrayFromImage(image) for image in (
+        raw(experiment, case_id), SimpleITK.ReadImage(str(tmp_path / "out" / f"{case_id}_0000.nii.gz"))))
+    assert (new[z] != old[z]).any() and np.array_equal(np.delete(new, z, 0), np.delete(old, z, 0))
+
+
+@pytest.mark.parametrize("synthesizer, options, message", [
+    (UM2I, {"superpixels": "cached"}, "cached superpixels or clusters.*--option superpixels=slic"),
+    (CS2, {"mask": "cnn"}, "mask=slic"), (UM2I, {"tasks": "image"}, "--label-source painted")], ids=str)
+def test_synthesizers_that_cannot_edit_say_so(planned_dataset, tmp_path, synthesizer, options, message):
+    experiment = load_experiment(DATASET_ID, "2d", 0)
+    save_untrained(synthesizer, **options)
+    x, y, z = map(str, lung_voxel(experiment, experiment.train_ids[0]))
+    with pytest.raises(UserError, match=message) as error:
+        run(experiment.train_ids[0], "--circle", x, y, z, "9", "-300", "--output", str(tmp_path / "out"),
+            "--synthesizer", synthesizer.name)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()

@@ -177,6 +177,7 @@ def test_superpixels_are_of_all_channels_and_levels_of_the_first():
     (dict(segmentation="watershed"), "unknown superpixels 'watershed'"), (dict(segments=0), "--segments 0"),
     (dict(step=0), "step t = 0"), (dict(step=256), "step t = 256"),
     (dict(step=1.5), "171 levels.*choose at least 2.02"),
+    (dict(into="cluster", segments=300_000), "--segments 300000: choose at most 262144"),
     (dict(into="labels"), "--into labels"), (dict(images="x", masked="y"), "--images has no superpixels"),
     (dict(method="threshold", step=10), "options of --method superpixel"),
     (dict(method="labels", into="cluster"), "options of --method superpixel"),
@@ -184,8 +185,34 @@ def test_superpixels_are_of_all_channels_and_levels_of_the_first():
     (dict(), r"other labels \(left_lung, right_lung\): replace them all by --overwrite"),
 ])
 def test_mistakes(raw, options, message):
-    before = (raw / "dataset.json").read_bytes()
+    before = json.loads((raw / "dataset.json").read_text())
     with pytest.raises(UserError, match=message):
         layouts(701, **{"method": "superpixel", **options})
-    assert (raw / "dataset.json").read_bytes() == before
+    assert json.loads((raw / "dataset.json").read_text()) == before
     assert not list(raw.glob("clusters*"))
+
+
+def test_clusters_that_were_not_made_are_not_declared(raw):
+    """The declaration stays that of the maps which are there."""
+    def clusters(**options):
+        layouts(701, method="superpixel", into="cluster", **options)
+
+    def declared():
+        return json.loads((raw / "dataset.json").read_text())["nnunet_synth"].get("clusters")
+
+    images = {image: image.read_bytes() for image in raw.glob("images*/*.nii.gz")}
+    for image in images:
+        image.write_bytes(b"no image")
+    with pytest.raises(UserError):
+        clusters(step=10)
+    assert declared() is None and not list(raw.glob("clusters*/*"))
+    for image, content in images.items():
+        image.write_bytes(content)
+    clusters(step=10)
+    made = declared()
+    assert made["step"] == 10
+    for image in images:
+        image.write_bytes(b"no image")
+    with pytest.raises(UserError):
+        clusters(step=25, overwrite=True)
+    assert declared() == made
