@@ -40,6 +40,7 @@ from nnunet_synth.evaluation.image_quality import ThresholdSegmenter, lesion_his
 from nnunet_synth.synthesizers.base import Slices
 from nnunet_synth.synthesizers.cosingan import CoSinGAN
 from nnunet_synth.synthesizers.gallery import overlay, write_gallery
+from nnunet_synth.synthesizers.options import parse_options
 
 NUM_DRAWINGS = 8        # of one label, for the spread within it
 
@@ -117,7 +118,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the trained model there")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    from nnunet_synth.synthesizers.options import parse_options
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     output = args.output or RESULTS / f"cosingan_one_slice_{device.type}.json"

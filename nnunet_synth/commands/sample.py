@@ -216,7 +216,7 @@ def load_fitting_mask_source(experiment: Experiment, model: Synthesizer, device:
             does not fit.
     """
     from nnunet_synth.mask_sources import load_mask_source
-    from nnunet_synth.mask_sources.unsupervised import DrawsFromMasks
+    from nnunet_synth.mask_sources.unsupervised import MASK_SETTINGS, DrawsFromMasks
     name = "v2um" if isinstance(model, DrawsFromMasks) else "v2m"
     if name == "v2m" and model.needs:
         raise UserError(f"synthesizer {model.name} needs the {', '.join(sorted(model.needs))} of a scan: it cannot "
@@ -229,7 +229,7 @@ def load_fitting_mask_source(experiment: Experiment, model: Synthesizer, device:
         raise UserError(f"no mask source in {folder}: train one with {_pretrain_command(experiment, option)}")
     masks = load_mask_source(folder, device)
     _warn_of_misfits(experiment, masks.meta, "mask source", option, model.meta.montage)
-    for key in ("gray_step", "num_segments", "compactness"):
+    for key in MASK_SETTINGS:
         of_masks, of_model = masks.meta.config.get(key), model.meta.config.get(key)
         if name == "v2um" and of_model is not None and of_masks != of_model:
             raise UserError(f"mask source v2um was trained with {key} {of_masks:g}, synthesizer {model.name} with "

@@ -16,6 +16,8 @@ from nnunet_synth.synthesizers.base import Batch, SliceSource
 from nnunet_synth.synthesizers.gallery import to_gray
 from nnunet_synth.synthesizers.mask_conditioned import check_mask_settings
 
+MASK_SETTINGS = ("gray_step", "num_segments", "compactness")    # what a source and its synthesizer must share
+
 
 @runtime_checkable
 class DrawsFromMasks(Protocol):

@@ -12,7 +12,6 @@ from nnunet_synth.evaluation.segmentation import Criteria
 
 ALL_LABELS = "100%"
 PAPER_CONDITIONS = "paper-conditions"
-MASK_SETTINGS = ("gray_step", "num_segments", "compactness")       # what a mask source and its synthesizer must share
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class SynthesizerPlan:
             UserError: the mask source has no such preset.
         """
         from nnunet_synth.mask_sources import find_mask_source
-        from nnunet_synth.mask_sources.unsupervised import DrawsFromMasks
+        from nnunet_synth.mask_sources.unsupervised import MASK_SETTINGS, DrawsFromMasks
         from nnunet_synth.synthesizers import find_synthesizer
         from nnunet_synth.synthesizers.options import make_config
         drawn_with = find_synthesizer(self.synthesizer)

@@ -363,13 +363,6 @@ class CS2(MaskConditioned):
         labels = self.classifiers(seen).unflatten(0, (-1, math.prod(self.grid)))
         return self.label_values[self.join(labels)[:, 0]]
 
-    def _is_drawable(self, request: Prepared) -> Tensor:
-        """Nor where nobody found clusters."""
-        drawable = super()._is_drawable(request)
-        if self.config.mask == "slic":
-            return drawable
-        return drawable & (request.cluster > 0).flatten(1).any(1)
-
 
 def check_clusters(config: CS2Config, slices: Slices) -> None:
     """Raises UserError where clusters are needed and were not found, or are superpixels."""

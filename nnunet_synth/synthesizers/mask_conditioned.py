@@ -204,11 +204,14 @@ class MaskConditioned(Synthesizer):
         return self.draw_masks(mask, own)
 
     def _is_drawable(self, request: Prepared) -> Tensor:
-        """Not where a lesion is to be put in that no labelled slice has."""
+        """Not where a lesion is to be put in that no labelled slice has, nor where cached segments are missing: all of
+        the image would be one."""
         lacking = torch.zeros(len(request.label), dtype=torch.bool, device=request.label.device)
         if self.edits:
             for label, exists in zip(self.lesion_values.labels, self.lesion_values.exists, strict=True):
                 lacking |= (request.label == label).any((1, 2)) & ~exists
+        if "cluster" in self.needs:
+            lacking |= ~(request.cluster > 0).flatten(1).any(1)
         return ~lacking
 
 

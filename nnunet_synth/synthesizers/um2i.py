@@ -250,9 +250,9 @@ class UM2I(MaskConditioned):
             UserError: there are none, or no cached superpixels.
         """
         assert not self.training, "call eval() on the synthesizer first"
-        for one in slices.iterate(only_targets=False, max_slices=1):    # one tells whether the fold has them
-            _check_cluster(self.config, one)
         if not self.edits:
+            for one in slices.iterate(only_targets=False, max_slices=1):    # one tells whether the fold has clusters
+                _check_cluster(self.config, one)
             return
 
         def read() -> Iterator[tuple[Slices, Prepared]]:
@@ -273,13 +273,6 @@ class UM2I(MaskConditioned):
     def draw_masks(self, mask: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The image, and the logits of its label."""
         return self.generator(self.condition_on(mask))
-
-    def _is_drawable(self, request: Prepared) -> Tensor:
-        """Nor where nobody found superpixels: the whole image would be one."""
-        drawable = super()._is_drawable(request)
-        if self.config.superpixels == "slic":
-            return drawable
-        return drawable & (request.cluster > 0).flatten(1).any(1)
 
     def see_label(self, seen: Tensor) -> Tensor:
         return self.label_values[seen.argmax(1)]

@@ -77,7 +77,8 @@ def test_a_synthesizer_that_draws_for_noise_has_a_mask_source_of_its_kind(conten
 def test_every_preset_that_draws_from_masks_and_its_source_agree():
     """Otherwise `sample --from noise` refuses them, after both were trained."""
     from nnunet_synth.mask_sources import find_mask_source
-    from nnunet_synth.study.plan import MASK_SETTINGS, SynthesizerPlan
+    from nnunet_synth.mask_sources.unsupervised import MASK_SETTINGS
+    from nnunet_synth.study.plan import SynthesizerPlan
     from nnunet_synth.synthesizers import find_synthesizer
     from nnunet_synth.synthesizers.options import make_config
     for name in ("um2i", "cs2"):
