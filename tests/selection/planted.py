@@ -10,6 +10,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.evaluation.image_quality import ThresholdSegmenter
+from nnunet_synth.evaluation.sharpness import variance_of_laplacian
+from nnunet_synth.selection.acceptance import REAL
 from nnunet_synth.synthesizers import checkpoint
 from nnunet_synth.synthesizers.base import Prepared, Stage, Synthesizer, SynthMeta
 
@@ -51,7 +53,7 @@ class Planted(Synthesizer):
         if self.config.fault == "blur":
             return gaussian_blur(image, 7, 1.5)
         if self.config.fault == "noise":
-            return image + 0.4 * torch.randn(image.shape, generator=request.generator)
+            return image + torch.randn(image.shape, generator=request.generator)
         return image.roll(1, 0) if self.config.fault == "shuffle" else image
 
 
@@ -67,6 +69,27 @@ class AnalyticSegmenter:
         import numpy as np
         return np.stack([self.thresholds.segment(image[0], layout > 0, 1) for image, layout
                          in zip(images, layouts, strict=True)]).astype(np.int64)
+
+
+class AnalyticClassifier(nn.Module):
+    """Calls an image real where it is about as sharp as the real training images: nothing is learned, so that no
+    rounding of a training decides. It stands in for the network that `selection.ranking.fit` trains."""
+
+    def __init__(self, lowest: float, highest: float) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor([lowest, highest]))
+
+    @classmethod
+    def fit(cls, task, training, *_):
+        images = torch.stack([torch.tensor(example.images.images[example.index]) for example in training
+                              if example.target == REAL])
+        found = variance_of_laplacian(images)
+        return cls(float(found.min()) / 1.5, float(found.max()) * 1.5).eval().requires_grad_(False), [0.0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = variance_of_laplacian(images)
+        is_real = (self.sharpness[0] <= found) & (found <= self.sharpness[1])
+        return torch.stack([torch.where(is_real, 4.0, -4.0), torch.zeros(len(images))], 1)
 
 
 # The good one is neither the first nor the last.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms.functional import gaussian_blur
 
 from nnunet_synth.quality.classifier import ClassifierOptions
 from nnunet_synth.selection import ranking
@@ -114,6 +115,17 @@ def test_with_a_single_case_a_warning_and_single_images(seen, capsys):
     assert "all labelled training slices are of case only" in capsys.readouterr().err
     assert len(one.held_out) == 3 and one.held_out == real.held_out
     assert not {example.index for example in seen} & set(one.held_out)
+
+
+def test_a_trained_network_tells_a_plain_fault():
+    """Blurred textures, told with a wide margin: held-out real images near 1, blurred ones near 0."""
+    sharp = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    cases = [f"case {number // 2}" for number in range(24)]
+    real, blurred = (Judged(name, conditions=list(range(24)), images=image_set(name, images.numpy(), cases=cases))
+                     for name, images in (("real", sharp), ("blurred", gaussian_blur(sharp, 7, 2.0))))
+    trained = train_acceptance(real, [blurred], [[-1.0, 1.0]], ClassifierOptions("resnet18", 120, 8, None), "cpu")
+    assert trained.accuracy == 1
+    assert real.probability_real.min() > 0.8 and blurred.probability_real.max() < 0.2
 
 
 def test_images_are_mirrored_each_for_itself():
