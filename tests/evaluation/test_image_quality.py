@@ -144,5 +144,5 @@ def test_a_trained_synthesizer_is_measured_better_than_an_untrained_one(tmp_path
     untrained = measure_synthesizer(build_toy(noise=False).eval(), slices, num_images=16)
     assert trained["ratio"] > 0.9 and trained["dice_permuted"] < 0.4 and trained["drawable"] == 1
     assert untrained["ratio"] < 0.5
-    assert trained["lesion_intensity_kl"] < untrained["lesion_intensity_kl"]
+    assert trained["lesion_intensity_kl"] < 0.5 * untrained["lesion_intensity_kl"]
     assert trained == measure_synthesizer(train(resume=True), slices, num_images=16)

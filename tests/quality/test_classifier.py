@@ -33,12 +33,12 @@ def examples(sets):
 def test_it_learns_to_tell_classes_apart(sets):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    options = ClassifierOptions("resnet18", steps=20, batch_size=8, resolution=32)
+    options = ClassifierOptions("resnet18", steps=60, batch_size=8, resolution=32)
     trained = train_classifier("stripes", "stripes", examples(sets), ["coarse", "fine"], WINDOW, options)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert trained.accuracy == 1 and len(trained.losses) == 20
+    assert trained.accuracy == 1 and len(trained.losses) == 60
     assert np.mean(trained.losses[-5:]) < 0.3 * np.mean(trained.losses[:3])
-    assert trained.extractor.description == "resnet18 trained on stripes (coarse, fine), 20 steps at 32²"
+    assert trained.extractor.description == "resnet18 trained on stripes (coarse, fine), 60 steps at 32²"
     features = trained.extractor(sets[0].images[:3], 32)
     assert features.shape == (3, 512) and not trained.extractor.network.training
     # One image's features do not depend on its companions.
