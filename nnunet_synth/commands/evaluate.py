@@ -2,13 +2,15 @@
 
 PRED and GT are folders with the same file names. Classes and regions come from the dataset.json beside GT (or in it,
 or in PRED), else each value that occurs in GT is a class. NSD and HD95 are DeepMind's (surface elements weighted by
-their area), in mm; 2D images such as PNG have no spacing, there one pixel counts as one mm.
+their area), in mm; pictures such as PNG have no spacing, there one pixel counts as one mm. 2D files and volumes of one
+slice are measured in their plane.
 
 Lesions are connected components. A true lesion is found if --lesion-overlap of it is covered by the prediction, a
 predicted one is confirmed if that share of it lies in the truth (Commowick et al. 2018); lesion_F1 joins both shares.
 
 Detection asks of each slice whether a class is found in it (LcGAN): precision and recall over the slices of all cases,
-where a slice counts as falsely found from --min-false-positive pixels on, and as found from a DSC of --min-slice-dice.
+where a slice counts as falsely found from --min-false-positive pixels on (200 of 512², as in the paper), and as found
+from a DSC of --min-slice-dice.
 
 Where prediction and truth are both empty, a case has no score and is left out of the mean (num_both_empty says how
 many). Where only one is empty, HD95 is the diagonal of the image and every other measure is 0.
@@ -38,9 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lesion-overlap", type=float, default=0.1, metavar="SHARE",
                         help="of a lesion, to count it as found or confirmed (default: 0.1)")
     parser.add_argument("--min-lesion-volume", type=float, default=0.0, metavar="MM3",
-                        help="components below this are no lesions (mm³; 2D: mm² or pixels; default: 0)")
-    parser.add_argument("--min-false-positive", type=int, default=200, metavar="PIXELS",
-                        help="false detections in a slice count from this area on (default: 200)")
+                        help="components below this are no lesions (mm³; one slice: mm², pictures: pixels; default: 0)")
+    parser.add_argument("--min-false-positive", type=int, metavar="PIXELS",
+                        help="false detections in a slice count from this area on (default: 200 in a slice of 512², "
+                             "the same share of other sizes)")
     parser.add_argument("--min-slice-dice", type=float, default=0.25, metavar="DSC",
                         help="detections in a slice count as true from this DSC on (default: 0.25)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go (default: PRED)")
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | int] | None = None,
              tolerance: float = 1.0, output: str | Path | None = None, dataset_json: str | Path | None = None,
              lesion_overlap: float = 0.1, min_lesion_volume: float = 0.0,
-             min_false_positive: int = 200, min_slice_dice: float = 0.25) -> dict:
+             min_false_positive: int | None = None, min_slice_dice: float = 0.25) -> dict:
     """Write and print what this module's docstring says.
 
     Args:
@@ -65,8 +68,9 @@ def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | 
         output: folder for the results; None = `predictions`.
         dataset_json: nnU-Net's; None = the one beside or in `truth`, or in `predictions`, if any.
         lesion_overlap: share of a lesion that must be covered.
-        min_lesion_volume: mm³ (2D: mm² or pixels); smaller components are no lesions.
-        min_false_positive: pixels of a slice; a class found in a slice without it counts from this area on.
+        min_lesion_volume: mm³ (one slice: mm², pictures: pixels); smaller components are no lesions.
+        min_false_positive: pixels of a slice; a class found in a slice without it counts from this area on;
+            None = 200 in a slice of 512², the same share of other sizes.
         min_slice_dice: a class counts as found in a slice that has it from this DSC of the slice on.
 
     Returns:
@@ -86,9 +90,25 @@ def evaluate(predictions: str | Path, truth: str | Path, labels: Sequence[str | 
     if labels:
         classes = _select(classes, labels, dataset_json)
     results = evaluate_folders(predictions, truth, classes, ignore, declared, criteria)
-    write_results(results, Path(output or predictions))
-    print(table(results))
+    folder = Path(output or predictions)
+    write_results(results, folder)
+    print("\n".join([table(results), *remarks(results), f"Written: {folder / 'evaluation.csv'} and evaluation.json"]))
     return results
+
+
+def remarks(results: dict) -> list[str]:
+    """What a reader of the table has to know, a line each."""
+    found, slices = [], results["single_slices"]
+    cases = {row["case"] for row in results["cases"]}
+    if 0 < len(slices) < len(cases):
+        listed = ", ".join(slices[:3]) + (", …" if len(slices) > 3 else "")
+        what = "is a single slice, measured in its" if len(slices) == 1 else "are single slices, measured in their"
+        found.append(f"note: {len(slices)} of {len(cases)} cases {what} plane ({listed}): there, volumes are mm²")
+    if results["tolerance"] < results["coarsest_spacing"]:
+        found.append(f"note: the tolerance of {results['tolerance']:g} {results['unit']} is below the largest spacing "
+                     f"({results['coarsest_spacing']:.3g} {results['unit']}): along it, an error of one voxel counts "
+                     "in full")
+    return found
 
 
 def _select(classes: dict[str, list[int]] | None, labels: Sequence[str | int], source: Path | None) -> dict:

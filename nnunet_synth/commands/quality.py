@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="labels that are lesions: names or values (default: all foreground)")
     parser.add_argument("--size", type=int, metavar="PIXELS", help="resize all images to PIXELS × PIXELS first")
     parser.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
-                        help="intensities that count (default: -1250 250 for CT, 0 255 for 8-bit pictures, else the "
-                             "0.5 and 99.5 percentiles of REAL)")
+                        help="intensities that count (default: those in which SYNTHETIC was drawn where its "
+                             "dataset.json tells, -1250 250 for other CT, 0 255 for 8-bit pictures, else the 0.5 and "
+                             "99.5 percentiles of REAL)")
     parser.add_argument("--resolutions", type=int, nargs="+", metavar="PIXELS",
                         help="of MM-FID and MM-STD (default: 128 256 512 1024, the paper's)")
     parser.add_argument("--extractors", nargs="+", metavar="NAME",
@@ -130,7 +131,7 @@ def quality(*sets: str | int | Path, synthesizers: Sequence[str] = (), output: s
     from nnunet_synth.quality.measure import QualityOptions, measure_quality
     from nnunet_synth.quality.report import write_quality
     from nnunet_synth.quality.sources import Selection
-    from nnunet_synth.quality.window import Window, choose_window
+    from nnunet_synth.quality.window import Window, choose_window, drawn_window
 
     selection, networks = selection or Selection(), networks or Networks()
     options = replace(options or QualityOptions(), device=find_device(device))
@@ -141,7 +142,7 @@ def quality(*sets: str | int | Path, synthesizers: Sequence[str] = (), output: s
     known = _metadata(metadata, origins.metadata)
     with tempfile.TemporaryDirectory(prefix="nnunet_synth_quality_") as scratch:
         real = origins.read_real(Path(scratch))
-        used_window = given or choose_window(real, origins.is_ct)
+        used_window = given or drawn_window(origins.drawn_ranges) or choose_window(real, origins.is_ct)
         # Before anything is drawn: whether the networks can be had.
         loaded, missing = _load(networks, origins.own_network, used_window, real.shape[0], options)
         methods = list(origins.read_methods(Path(scratch)))
@@ -153,17 +154,21 @@ def quality(*sets: str | int | Path, synthesizers: Sequence[str] = (), output: s
 
 
 def summary(quality: Quality) -> str:
-    """A line a method."""
-    lines = []
+    """A line a method; FID only of sets that hold enough images for one."""
+    lines, has_fid = [], quality.has_enough_for_fid
     for method in quality.methods:
-        numbers = {"FID": quality.headline.fid[method.name], "KID": quality.headline.kid[method.name]} \
-            if quality.headline else {}
+        numbers = {"FID": quality.headline.fid[method.name]} if has_fid else {}
+        numbers |= {"KID": quality.headline.kid[method.name]} if quality.headline else {}
         numbers |= {"MM-FID": sum(quality.fid[method.name]) / len(quality.fid[method.name]),
                     "MM-STD": sum(quality.deviation[method.name]) / len(quality.deviation[method.name])}
         shown = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         lines.append(f"{method.name} ({len(method)} images): {shown}")
     network = quality.extractors.get("imagenet")
-    return "\n".join([*lines, *([f"FID and KID: {network}"] if network else [])])
+    if quality.headline and not has_fid:
+        lines.append(f"FID stands in the report only: its {quality.headline.num_features} features need more images "
+                     "than that in each set; KID does not depend on their number")
+    return "\n".join([*lines, f"Intensities: {quality.window.low:g} to {quality.window.high:g} "
+                      f"({quality.window.reason})", *([f"FID and KID: {network}"] if network else [])])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -183,6 +188,7 @@ class _Folders:
         self.real = find_source(sets[0])
         self.methods = _named_sources(sets[1:], {self.real.folder.resolve(): "REAL"}, {REAL})
         self.is_ct, self.metadata = self.real.is_ct, self.real.metadata
+        self.drawn_ranges = {name: source.drawn_range for name, source in self.methods.items()}
         self.command = " ".join(map(str, sets))
 
     def read_real(self, scratch: Path) -> ImageSet:
@@ -219,6 +225,7 @@ class _Fold:
             _lesion_values(experiment.foreground_labels, selection.labels), selection.limit, selection.lesions_only,
             selection.size, options.seed)
         self.selection = selection
+        self.drawn_ranges = {name: source.drawn_range for name, source in self.others.items()}
         self.is_ct = [name.lower() for name in experiment.channel_names] == ["ct"]
         self.metadata = experiment.raw_folder / "metadata.csv"
         base = experiment.configuration_chain()[-1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +10,7 @@ from typing import Any
 
 from nnunet_synth import __version__
 from nnunet_synth.atomic import write_text
+from nnunet_synth.csv_file import to_csv
 from nnunet_synth.dataset_conversion.case import DatasetDescription, Role
 
 SUFFIX: dict[Role, str] = {"labelled": "Tr", "unlabelled": "Ul", "test": "Ts"}
@@ -97,11 +96,7 @@ def write_metadata(cases: Sequence[CaseReport], file: Path) -> None:
             for case in cases]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if columns[2:]:
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_text(text.getvalue(), file)
+        write_text(to_csv(columns, rows), file)
 
 
 def _kind(repair: str) -> str:

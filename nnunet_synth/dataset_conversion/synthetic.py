@@ -88,11 +88,18 @@ class SyntheticWriter:
                     "trained_on": self.meta.dataset,
                     "fold": self.meta.fold,
                     "train_case_ids": self.meta.train_case_ids,
+                    "intensity_range": self._drawn_range(),
                     "intensities": dict(zip(self.meta.channel_names, self.meanings, strict=True)),
                     **provenance,
                 },
             },
         }, self.folder / "dataset.json")
+
+    def _drawn_range(self) -> list[list[float]]:
+        """[lo, hi] of each channel in the intensities of the files: nothing drawn lies outside."""
+        bounds = self.meta.intensity_range
+        raw = to_raw_intensities(self.experiment, np.array(bounds), bounds, eight_bit=self.is_picture)[0]
+        return [[float(low), float(high)] for low, high in raw]
 
     def _content(self, label: np.ndarray, layout: np.ndarray, raw: np.ndarray,
                  slice_spacing: float | None) -> CaseContent:

@@ -81,7 +81,7 @@ def _gallery(title: str, files: CaseFiles, captions: Mapping[str, str], reader: 
     maps = {method: LabelMap.read(path, reader) for method, path in files.predictions.items()}
     for label_map in maps.values():
         label_map.check_same_grid(truth_map)
-    image = read_image(files.images, reader)[0][0]
+    image = np.moveaxis(read_image(files.images, reader)[0][0], truth_map.slice_axis, 0)
     truth = _mask(truth_map, values)
     if image.shape != truth.shape:
         raise UserError(f"{files.images[0]} and {files.truth} differ in shape: {image.shape} and {truth.shape}")
@@ -98,7 +98,7 @@ def _gallery(title: str, files: CaseFiles, captions: Mapping[str, str], reader: 
 
 
 def _mask(label_map: LabelMap, values: Sequence[int]) -> np.ndarray:
-    """bool [Z, Y, X], also of a 2D map."""
+    """bool [Z, Y, X], also of a map of one slice."""
     mask = np.isin(label_map.array, values)
     return mask[None] if mask.ndim == 2 else mask
 

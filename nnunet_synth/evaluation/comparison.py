@@ -42,7 +42,7 @@ class Comparison:
         low, high: the 95 % bootstrap interval of the mean.
         num_pairs: cases with a score here and in the baseline; the following are over these. None = the baseline.
         difference, difference_low, difference_high: method − baseline, and its bootstrap interval.
-        p: of the paired test, two-sided; NaN where fewer than two pairs are left.
+        p: of the paired test, two-sided; NaN where fewer than six pairs are left.
         p_holm: adjusted for all methods that were tested against the baseline on this measure and class.
     """
 

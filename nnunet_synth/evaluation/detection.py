@@ -16,8 +16,14 @@ import numpy as np
 
 from nnunet_synth.evaluation.overlap import dice
 
-SMALLEST_FALSE_POSITIVE = 200       # pixels
+SMALLEST_FALSE_POSITIVE = 200       # pixels of a picture of 512²
+PICTURE_AREA = 512 ** 2
 LOWEST_DICE = 0.25
+
+
+def smallest_false_positive_of(height: int, width: int) -> int:
+    """Pixels: the paper's share of the picture, whatever its size (128²: 13), at least one."""
+    return max(1, math.ceil(SMALLEST_FALSE_POSITIVE * height * width / PICTURE_AREA))
 
 
 @dataclass(frozen=True)

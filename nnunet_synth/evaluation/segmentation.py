@@ -11,6 +11,9 @@ corner of the voxel grid around which the 2×2(×2) voxels are not all equal, ha
 marching-cubes surface through it, and the distance to the nearest element of the other surface, in mm. NSD is the area
 within the tolerance over the whole area of both surfaces, HD95 the larger of the two 95th percentiles by area.
 
+What lies in one plane is measured in that plane: 2D files, in the mm of their header (pictures: pixels), and volumes of
+one slice, whose flat faces bound the scan, not the lesion.
+
 Empty cases:
     both empty: nothing to find and nothing found; every measure is NaN and left out of the mean (as in nnU-Net);
     one empty: HD95 is the diagonal of the image in mm, the largest distance there can be, and all others are 0
@@ -19,12 +22,12 @@ Empty cases:
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,9 +37,16 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from nnunet_synth.atomic import write_json, write_text
+from nnunet_synth.csv_file import to_csv
 from nnunet_synth.data.raw_images import check_file, read_segmentation
+from nnunet_synth.data.voxel_grid import is_picture, stated_spacing
 from nnunet_synth.errors import UserError
-from nnunet_synth.evaluation.detection import LOWEST_DICE, SMALLEST_FALSE_POSITIVE, Detections, count_detections
+from nnunet_synth.evaluation.detection import (
+    LOWEST_DICE,
+    Detections,
+    count_detections,
+    smallest_false_positive_of,
+)
 from nnunet_synth.evaluation.lesions import LesionCounts, count_lesions
 from nnunet_synth.evaluation.overlap import dice
 from nnunet_synth.progress import progress
@@ -49,7 +59,6 @@ LOWER_IS_BETTER = ("HD95",)
 DIGITS = {metric: 2 if metric == "HD95" else 3 for metric in METRICS}        # decimals worth showing
 COUNTS = ("true_lesions", "found_lesions", "predicted_lesions", "confirmed_lesions")      # what lesion_F1 was made of
 DETECTIONS = ("found_slices", "falsely_found_slices", "missed_slices")
-FLAT = 900.0        # nnU-Net's readers give a 2D image a spacing of 999 between slices
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,11 @@ class Criteria:
     """What the measures call near, found and a lesion.
 
     Attributes:
-        tolerance: of the NSD, in mm; in pixels for 2D images, whose spacing is 1.
+        tolerance: of the NSD, in mm; in pixels for pictures (PNG), whose spacing is 1.
         lesion_overlap: the share of a lesion that must be covered, 0 < share ≤ 1.
-        min_lesion_volume: mm³ (2D: mm² or pixels); smaller components are no lesions.
-        smallest_false_positive: pixels; a class found in a slice without it counts from this area on.
+        min_lesion_volume: mm³ (one slice: mm², pictures: pixels); smaller components are no lesions.
+        smallest_false_positive: pixels; a class found in a slice without it counts from this area on. None = LcGAN's
+            200 pixels of 512², the same share of a slice of any size.
         lowest_dice: a class counts as found in a slice that has it from this DSC of the slice on.
 
     Raises:
@@ -70,7 +80,7 @@ class Criteria:
     tolerance: float = 1.0
     lesion_overlap: float = 0.1
     min_lesion_volume: float = 0.0
-    smallest_false_positive: int = SMALLEST_FALSE_POSITIVE
+    smallest_false_positive: int | None = None
     lowest_dice: float = LOWEST_DICE
 
     def __post_init__(self) -> None:
@@ -80,7 +90,7 @@ class Criteria:
             raise UserError(f"the lesion overlap is a share above 0 and up to 1, not {self.lesion_overlap}")
         if not (math.isfinite(self.min_lesion_volume) and self.min_lesion_volume >= 0):
             raise UserError(f"the minimal lesion volume is in mm³, 0 or more, not {self.min_lesion_volume}")
-        if self.smallest_false_positive < 0:
+        if self.smallest_false_positive is not None and self.smallest_false_positive < 0:
             raise UserError(f"the smallest false detection is an area in pixels, 0 or more, not "
                             f"{self.smallest_false_positive}")
         if not 0 < self.lowest_dice <= 1:
@@ -138,8 +148,10 @@ def compare(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
         return _row(dict.fromkeys(METRICS, math.nan), LesionCounts(0, 0, 0, 0), Detections())
     box = _bounding_box(prediction | truth)
     lesions = count_lesions(prediction[box], truth[box], spacing, criteria.lesion_overlap, criteria.min_lesion_volume)
-    slices = count_detections(*map(_slices, (prediction[box], truth[box])), [True], criteria.smallest_false_positive,
-                              criteria.lowest_dice)
+    smallest = criteria.smallest_false_positive
+    if smallest is None:
+        smallest = smallest_false_positive_of(*truth.shape[-2:])
+    slices = count_detections(*map(_slices, (prediction[box], truth[box])), [True], smallest, criteria.lowest_dice)
     if not (found and exists):
         diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
         return _row(dict.fromkeys(METRICS, 0.0) | {"HD95": diagonal, "lesion_F1": lesions.f1}, lesions, slices)
@@ -226,7 +238,8 @@ def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[in
         criteria: of NSD and lesion_F1; None = the defaults.
 
     Returns:
-        {"cases": [{"case", "class", METRICS, COUNTS, DETECTIONS}…], "summary": {class: …}, the criteria, "unit"}.
+        {"cases": [{"case", "class", METRICS, COUNTS, DETECTIONS}…], "summary": {class: …}, the criteria, "unit" (mm or
+        pixel), "single_slices" (the cases that were measured in their plane), "coarsest_spacing" (of all cases)}.
 
     Raises:
         UserError: names, geometry or labels do not match, or a file is unreadable.
@@ -236,7 +249,7 @@ def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[in
     reader = reader_of(ending, truths / (names[0] + ending))
     if classes is None:
         classes = _classes_in([truths / (name + ending) for name in names], reader)
-    rows, unit = [], "mm"
+    rows, single_slices, coarsest = [], [], 0.0
     for name in progress(names, "evaluating"):
         truth = LabelMap.read(truths / (name + ending), reader)
         prediction = LabelMap.read(predictions / (name + ending), reader)
@@ -245,12 +258,15 @@ def evaluate_folders(predictions: Path, truths: Path, classes: dict[str, list[in
             truth.check_values({0, *declared})
             prediction.check_values({0, *declared} - {ignore})
         counted = np.full(truth.array.shape, True) if ignore is None else truth.array != ignore
-        unit = "mm" if truth.array.ndim == 3 else "pixel"
+        single_slices += [name] if truth.array.ndim == 2 else []
+        coarsest = max(coarsest, *truth.spacing)
         for class_name, values in classes.items():
             masks = (np.isin(labels.array, values) & counted for labels in (prediction, truth))
             rows.append({"case": name, "class": class_name, **compare(*masks, truth.spacing, criteria)})
     return {"cases": rows, "summary": {name: summarise([row for row in rows if row["class"] == name])
-                                       for name in classes}, **asdict(criteria), "unit": unit}
+                                       for name in classes}, **asdict(criteria),
+            "unit": "pixel" if is_picture(reader) else "mm", "single_slices": single_slices,
+            "coarsest_spacing": coarsest}
 
 
 def summarise(rows: Sequence[dict]) -> dict:
@@ -272,13 +288,9 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 def write_results(results: dict, folder: Path) -> None:
     """`evaluation.csv` (a line a case and class) and `evaluation.json`; NaN is an empty cell, and null in JSON."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["case", "class", *METRICS, *COUNTS, *DETECTIONS], lineterminator="\n")
-    writer.writeheader()
-    for row in results["cases"]:
-        writer.writerow({key: "" if isinstance(value, float) and math.isnan(value) else value
-                         for key, value in row.items()})
-    write_text(text.getvalue(), folder / "evaluation.csv")
+    rows = [{key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+            for row in results["cases"]]
+    write_text(to_csv(["case", "class", *METRICS, *COUNTS, *DETECTIONS], rows), folder / "evaluation.csv")
     write_json(_without_nan(results), folder / "evaluation.json")
 
 
@@ -338,31 +350,51 @@ def _label_maps(folder: Path) -> dict[str, str]:
 
 
 def reader_of(ending: str, example: Path) -> BaseReaderWriter:
-    """nnU-Net's reader for this kind of file."""
+    """nnU-Net's reader for this kind of file.
+
+    Raises:
+        UserError: none can read the example.
+    """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
     check_file(example)     # the look-up tries all readers and says only that none works
-    return determine_reader_writer_from_file_ending(ending, str(example), allow_nonmatching_filename=True,
-                                                    verbose=False)()
+    # Only readers of this ending: that of pictures opens .mha and .nrrd too, and loses their spacing. The look-up has
+    # none for a 2D .nii, which is read like a .nii.gz.
+    known = ".nii.gz" if ending == ".nii" else ending
+    try:
+        with redirect_stderr(io.StringIO()):        # a traceback for each reader that was tried in vain
+            return determine_reader_writer_from_file_ending(known, str(example), verbose=False)()
+    except RuntimeError as error:
+        raise UserError(f"{example} is truncated or corrupt, none of nnU-Net's readers for {ending} opens it: copy it "
+                        "again") from error
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Integers [Z, Y, X] or [Y, X], the spacing in mm in the same order, and, where known, origin and direction."""
+    """Integers [Z, Y, X] or, of one slice, [Y, X]; the spacing in the same order; where known, origin and direction.
+
+    Attributes:
+        spacing: mm, of pictures pixels.
+        slice_axis: along which a single slice lies in what nnU-Net's reader gives, [Z, Y, X].
+    """
 
     array: np.ndarray
     spacing: tuple[float, ...]
     placement: tuple[float, ...]
     path: Path
+    slice_axis: int = 0
 
     @classmethod
     def read(cls, path: Path, reader: BaseReaderWriter) -> LabelMap:
         array, properties = read_segmentation(path, reader)
-        spacing = tuple(float(step) for step in properties["spacing"])
+        spacing = stated_spacing(properties, reader)
         header = properties.get("sitk_stuff", {})
         placement = (*header.get("origin", ()), *header.get("direction", ()))
         array = array[0].astype(np.int64)
-        if len(array) == 1 and spacing[0] > FLAT:
-            return cls(array[0], spacing[1:], placement, path)
+        if len(spacing) == 2:
+            return cls(array[0], spacing, placement, path)
+        if 1 in array.shape:
+            axis = array.shape.index(1)
+            return cls(array.squeeze(axis), spacing[:axis] + spacing[axis + 1:], placement, path, axis)
         return cls(array, spacing, placement, path)
 
     def check_values(self, allowed: set[int]) -> None:
@@ -374,7 +406,8 @@ class LabelMap:
     def check_same_grid(self, other: LabelMap) -> None:
         """Raise UserError unless both cover the same voxels: shape, spacing (1 µm), origin (10 µm), direction."""
         differing = [name for name, mine, theirs, tolerance in (
-            ("shape", self.array.shape, other.array.shape, 0), ("spacing", self.spacing, other.spacing, 1e-3),
+            ("shape", (*self.array.shape, self.slice_axis), (*other.array.shape, other.slice_axis), 0),
+            ("spacing", self.spacing, other.spacing, 1e-3),
             ("origin or direction", self.placement, other.placement, 1e-2))
             if len(mine) != len(theirs) or not np.allclose(mine, theirs, rtol=1e-4, atol=tolerance)]
         if differing:

@@ -18,6 +18,7 @@ from nnunet_synth.errors import UserError
 
 NUM_RESAMPLES = 10_000
 BLOCK = 500                 # resamples at a time: bounds the memory
+MIN_PAIRS = 6               # fewer cannot reach a two-sided p of 0.05, whatever the scores: 2 / 2⁵ = 0.0625
 ROUNDING = 9                # decimals; scores that differ less are equal, up to the rounding of a mean over seeds
 
 
@@ -125,7 +126,10 @@ def _resampled_case_means(scores: np.ndarray, generator: np.random.Generator, si
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The pairs with both scores, the mean of their differences, and the two-sided p of Wilcoxon's signed ranks."""
+    """The pairs with both scores, the mean of their differences, and the two-sided p of Wilcoxon's signed ranks.
+
+    p is NaN below MIN_PAIRS pairs.
+    """
 
     num_pairs: int
     difference: float
@@ -147,6 +151,8 @@ def paired_wilcoxon(scores: np.ndarray, baseline: np.ndarray) -> PairedTest:
     if len(difference) < 2:
         raise UserError(f"a paired test needs two or more cases that have a score in both; here are {len(difference)}: "
                         "test on more cases")
+    if len(difference) < MIN_PAIRS:
+        return PairedTest(len(difference), float(difference.mean()), math.nan)
     rounded = difference.round(ROUNDING)
     p = float(wilcoxon(rounded[rounded != 0]).pvalue) if rounded.any() else 1.0
     return PairedTest(len(difference), float(difference.mean()), p)

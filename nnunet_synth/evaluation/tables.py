@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from nnunet_synth.evaluation.comparison import Comparison
 from nnunet_synth.evaluation.report import Cell, Table
 from nnunet_synth.evaluation.segmentation import DIGITS, LOWER_IS_BETTER
+from nnunet_synth.evaluation.statistics import MIN_PAIRS
 
 
 def overview_table(comparisons: Iterable[Comparison], class_name: str, headings: Mapping[str, str]) -> Table:
@@ -23,7 +24,8 @@ def overview_table(comparisons: Iterable[Comparison], class_name: str, headings:
             for method in dict.fromkeys(entry.method for entry in found)]
     columns = ["method", *(f"{heading} {_arrow(measure)}" for measure, heading in headings.items())]
     return Table(columns, rows, "Mean over the cases of their means over seeds, ± the standard deviation of one score "
-                 "(cases and seeds together). Arrows point to the better end; the best mean is bold.")
+                 "(cases and seeds together). Arrows point to the better end; the best mean is bold, unless two "
+                 "share it.")
 
 
 def measure_table(comparisons: Iterable[Comparison], class_name: str, measure: str, heading: str,
@@ -51,14 +53,19 @@ def measure_table(comparisons: Iterable[Comparison], class_name: str, measure: s
         "together); beside it that of a run's mean, over the seeds. Intervals: bootstrap over cases and seeds. "
         f"Difference to {baseline}, over the cases that both have a score for; p of Wilcoxon's signed-rank test on "
         f"these cases, and after Holm's correction for {num_tested} comparison(s). A case without a score has "
-        "neither truth nor prediction."))
+        "neither truth nor prediction. Below "
+        f"{MIN_PAIRS} pairs no p is given: it could not fall below 0.05."))
 
 
 def _best(entries: Iterable[Comparison]) -> Comparison | None:
+    """The one with the best mean; None where another one shows the same, as then nobody has won."""
     known = [entry for entry in entries if not math.isnan(entry.mean)]
     if not known:
         return None
-    return (min if known[0].measure in LOWER_IS_BETTER else max)(known, key=lambda entry: entry.mean)
+    best = (min if known[0].measure in LOWER_IS_BETTER else max)(known, key=lambda entry: entry.mean)
+    digits = DIGITS[best.measure]
+    ties = [entry for entry in known if _number(entry.mean, digits) == _number(best.mean, digits)]
+    return best if len(ties) == 1 else None
 
 
 def _mean_sd(entry: Comparison, best: Comparison | None) -> Cell:

@@ -113,6 +113,15 @@ class Quality:
     warnings: list[str]
 
     @property
+    def has_enough_for_fid(self) -> bool:
+        """Every set has more images than the ordinary FID has features.
+
+        The covariance of N images has rank N − 1: with fewer, most of the distance is the number of images (FID's bias
+        falls as 1 / N, Chong and Forsyth, CVPR 2020).
+        """
+        return self.headline is not None and min(map(len, self.sets)) > self.headline.num_features
+
+    @property
     def sets(self) -> list[ImageSet]:
         return [self.real, *self.methods]
 
@@ -141,7 +150,7 @@ def measure_quality(real: ImageSet, methods: Sequence[ImageSet], window: Window,
     fid = normalise({method.name: [cell.fid[method.name] for cell in cells] for method in methods})
     deviation = normalise({one.name: [cell.deviation[one.name] for cell in cells] for one in sets})
     averages = {one.name: average_image(one, window) for one in sets}
-    of_lesions = {one.name: lesion_values(one, options.seed) for one in sets}
+    of_lesions = {one.name: np.clip(lesion_values(one, options.seed), window.low, window.high) for one in sets}
     edges = window_edges(window)
     with_lesions = {name: values for name, values in of_lesions.items() if len(values)}
     between = lesion_edges(list(with_lesions.values())) if with_lesions else edges

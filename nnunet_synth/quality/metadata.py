@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunet_synth.csv_file import from_cell
 from nnunet_synth.dataset_conversion.nccid_clinical import clean_age, clean_sex
 from nnunet_synth.errors import UserError
 
@@ -39,7 +40,8 @@ def read_metadata(file: Path) -> dict[str, dict[str, str]]:
     if not rows:
         raise UserError(f"{file} holds no row: give a CSV file with the columns id and sex or age")
     key = "id" if "id" in rows[0] else next(iter(rows[0]))
-    return {row[key]: {column.strip().lower(): text for column, text in row.items() if column and text} for row in rows}
+    return {from_cell(row[key]): {from_cell(column).strip().lower(): from_cell(text) for column, text in row.items()
+                                  if column and isinstance(text, str) and text} for row in rows if row[key]}
 
 
 def classes_of(metadata: Mapping[str, Mapping[str, str]], cases: Sequence[str], column: str) -> list[str | None]:

@@ -111,6 +111,9 @@ def _overview(quality: Quality) -> Table:
     rows = [[one.name, len(one), *(cells.get(one.name) for cells in columns.values())] for one in quality.sets]
     network = quality.extractors.get("imagenet", "")
     headline = f"FID and KID: {network}, at {quality.headline.resolution}². " if quality.headline else ""
+    if quality.headline and not quality.has_enough_for_fid:
+        headline += (f"A set holds no more images than FID has features ({quality.headline.num_features}): FID is too "
+                     "large by an amount that depends on their number; do not quote it. ")
     return Table(["set", "images", *columns], rows, headline + (
         "MM-FID and MM-STD: means over the cells of scores divided by the largest in each cell (MM-STD: the real set "
         "among them). Arrows point to the better end, the best method is bold. Sharpness, noise and file size have no "

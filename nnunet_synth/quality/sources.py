@@ -57,6 +57,13 @@ class Source:
         names = self.dataset_json.get("channel_names") or self.dataset_json.get("modality") or {}
         return [str(name).lower() for name in names.values()] == ["ct"]
 
+    @property
+    def drawn_range(self) -> tuple[float, float] | None:
+        """Outside which `sample --as-dataset` drew nothing; None where that is not known, or differs by channel."""
+        synthetic = (self.dataset_json.get("nnunet_synth") or {}).get("synthetic") or {}
+        ranges = {tuple(bounds) for bounds in synthetic.get("intensity_range", ())}
+        return ranges.pop() if len(ranges) == 1 else None
+
     def lesion_values(self, wanted: Sequence[str] | None = None) -> list[int]:
         """The labels that are lesions: those called (or valued) as in `wanted`, by default all foreground.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,19 @@ class Window:
     def to_gray(self, image: np.ndarray) -> np.ndarray:
         """Any shape → uint8, clipped."""
         return (np.clip((image - self.low) / (self.high - self.low), 0, 1) * 255).round().astype(np.uint8)
+
+
+def drawn_window(ranges: Mapping[str, tuple[float, float] | None]) -> Window | None:
+    """What all synthesizers could draw: real images reach further, and that alone would look like a fault of theirs.
+
+    Args:
+        ranges: set → where it was drawn; None = not known.
+    """
+    known = {name: bounds for name, bounds in ranges.items() if bounds is not None}
+    if not known:
+        return None
+    low, high = max(low for low, _ in known.values()), min(high for _, high in known.values())
+    return Window(low, high, f"the range in which {' and '.join(known)} was drawn")
 
 
 def choose_window(real: ImageSet, is_ct: bool = False) -> Window:

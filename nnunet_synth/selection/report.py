@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_synth.atomic import atomic_folder, write_json, write_text
+from nnunet_synth.csv_file import to_csv
 from nnunet_synth.evaluation.report import (
     Cell,
     Gallery,
@@ -51,7 +50,7 @@ class Selection:
 def write_selection(selection: Selection, folder: Path) -> Path:
     """Write all files into the folder, those of a former selection are replaced; returns the path of the page."""
     write_galleries(selection, folder / "galleries")
-    write_text(to_csv(selection), folder / "ranking.csv")
+    write_text(to_table(selection), folder / "ranking.csv")
     write_json(finite(to_json(selection)), folder / "ranking.json")
     sections = [Section("Ranking", list(_ranking(selection))),
                 Section("Real or synthetic", list(_classifier(selection))),
@@ -68,15 +67,11 @@ def write_galleries(selection: Selection, folder: Path) -> None:
             write_gallery(judged.rows, COLUMNS[:len(judged.rows[0])], new / _file(name))
 
 
-def to_csv(selection: Selection) -> str:
+def to_table(selection: Selection) -> str:
     """A row for each model, the best one first, and one for the real images."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, CSV_FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for score in [*selection.scores, selection.real]:
-        writer.writerow({**asdict(score), **_origin(selection, score),
-                         **{f"rank_{name}": value for name, value in score.ranks.items()}})
-    return table.getvalue()
+    return to_csv(CSV_FIELDS, ({**asdict(score), **_origin(selection, score),
+                                **{f"rank_{name}": value for name, value in score.ranks.items()}}
+                               for score in [*selection.scores, selection.real]))
 
 
 def to_json(selection: Selection) -> dict[str, Any]:

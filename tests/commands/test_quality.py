@@ -209,3 +209,20 @@ def test_without_imagenet_weights_the_rest_is_measured(folders, capsys, monkeypa
     assert content["headline"] is None and "not here" in content["missing_extractors"]["imagenet"]
     assert run(f"{line} --extractors imagenet") == 2
     assert "no ImageNet network can be loaded" in capsys.readouterr().err
+
+
+def test_a_drawn_dataset_says_in_which_range(folders, capsys):
+    """Real pictures reach beyond what nnU-Net lets a synthesizer draw; both are cut off there, unless --window wins."""
+    drawn = folders / "Dataset601_Drawn"
+    (drawn / "imagesTr").mkdir(parents=True)
+    for file in (folders / "alike").iterdir():
+        picture = np.clip(np.asarray(Image.open(file)), 90, 160)
+        Image.fromarray(picture).save(drawn / "imagesTr" / f"{file.stem}_0000.png")
+    (drawn / "dataset.json").write_text(json.dumps({
+        "channel_names": {"0": "gray"}, "labels": {"background": 0}, "file_ending": ".png",
+        "nnunet_synth": {"synthetic": {"intensity_range": [[90.0, 160.0]]}}}))
+    assert run(f"real {drawn} --output out {FAST}") == 0
+    assert "Intensities: 90 to 160 (the range in which Dataset601_Drawn was drawn)" in capsys.readouterr().out
+    assert json.loads((folders / "out" / "quality.json").read_text())["window"]["low"] == 90
+    assert run(f"real {drawn} --output out --window 0 255 {FAST}") == 0
+    assert json.loads((folders / "out" / "quality.json").read_text())["window"]["low"] == 0

@@ -45,6 +45,9 @@ def test_labels_as_a_dataset(experiment):
     provenance = content["nnunet_synth"]["synthetic"]
     assert provenance["synthesizer"] == "sean" and provenance["train_case_ids"] == experiment.train_ids
     assert "Hounsfield" in provenance["intensities"]["CT"]
+    facts = experiment.plans_manager.foreground_intensity_properties_per_channel["0"]
+    assert provenance["intensity_range"] == [pytest.approx([facts["percentile_00_5"], facts["percentile_99_5"]],
+                                                           abs=0.01)]
     assert len(list((folder / "imagesTr").iterdir())) == len(list((folder / "layoutsTr").iterdir())) == 5
     assert np.asarray(Image.open(folder / "gallery.png")).std() > 10
 

@@ -196,3 +196,12 @@ class TestTables:
             ["a", "–"], ["b", "0.500"]]
         assert [cell.text for cell in measure_table(comparisons, "lesion", "DSC", "DSC").cells[1]] == [
             "b", "1", "1 (+ 2 empty)", "0.500", "–", "–", "–", "–", "–"]
+
+
+@pytest.mark.parametrize("best, is_bold", [(0.8, False), (0.8001, False), (0.81, True)])
+def test_nobody_wins_a_tie(best, is_bold):
+    from nnunet_synth.evaluation.tables import overview_table
+    rows = [{"method": method, "seed": 0, "case": case, "class": "lesion", "DSC": score}
+            for method, score in (("one", best), ("other", 0.8), ("worse", 0.5)) for case in "ab"]
+    table = overview_table(compare_methods(rows, "other", ["DSC"], num_resamples=10), "lesion", {"DSC": "DSC"})
+    assert [row[1].bold for row in table.rows] == [is_bold, False, False]

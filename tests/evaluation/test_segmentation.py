@@ -201,7 +201,7 @@ class TestFolders:
 
     def test_slices_in_which_a_class_is_found(self, folders, tmp_path, capsys):
         prediction, truth = folders
-        run(prediction, truth, "--output", tmp_path / "out")
+        run(prediction, truth, "--output", tmp_path / "out", "--min-false-positive", "2")
         content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
         # Case a has lesions in 4 slices, met at a DSC of ¾; the single wrong pixel of case b is too small to count.
         lesion = {row["case"]: [row[name] for name in DETECTIONS]
@@ -332,3 +332,22 @@ class TestFolders:
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(UserError, match="dataset.json"):
             run(*folders)
+
+
+class TestWhatIsSaid:
+    def test_where_it_wrote_and_a_tolerance_below_the_spacing(self, folders, tmp_path, capsys):
+        run(*folders, "--output", tmp_path / "out", "--tolerance", "1.9")
+        said = capsys.readouterr().out
+        assert f"Written: {tmp_path / 'out' / 'evaluation.csv'} and evaluation.json" in said
+        assert "the tolerance of 1.9 mm is below the largest spacing (2 mm)" in said
+        run(*folders, "--tolerance", "2")
+        assert "below the largest spacing" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize("side, smallest", [(512, 200), (128, 13), (1024, 800), (4, 1)])
+    def test_false_detections_count_by_their_share_of_the_picture(self, side, smallest):
+        truth, prediction = np.zeros((side, side), bool), np.zeros((side, side), bool)
+        for area, counts in ((smallest - 1, 0), (smallest, 1)):
+            prediction.ravel()[:area] = True
+            assert compare(prediction, truth, (1, 1), Criteria())["falsely_found_slices"] == counts
+        exact = compare(prediction, truth, (1, 1), Criteria(smallest_false_positive=smallest + 1))
+        assert exact["falsely_found_slices"] == 0       # given explicitly, it is not scaled

@@ -121,7 +121,7 @@ class TestBootstrap:
 
 
 class TestPairedTest:
-    @pytest.mark.parametrize("num_cases", [4, 9, 12])
+    @pytest.mark.parametrize("num_cases", [6, 9, 12])
     @pytest.mark.parametrize("decimals", [1, 9])       # ties and zeros; none
     def test_equals_enumeration(self, num_cases, decimals):
         first, second = (table(3, num_cases, seed + num_cases).round(decimals) for seed in (0, 1))
@@ -176,3 +176,12 @@ class TestHolm:
     def test_what_was_not_tested_does_not_count(self):
         adjusted = holm([0.04, NAN, 0.01])
         assert adjusted[::2] == pytest.approx([0.04, 0.02]) and math.isnan(adjusted[1])
+
+
+def test_no_p_below_six_pairs():
+    """The best that five pairs can give is 0.0625, six 0.031."""
+    from nnunet_synth.evaluation.statistics import MIN_PAIRS
+    better = np.arange(1.0, MIN_PAIRS + 1)[None]
+    five = paired_wilcoxon(better[:, 1:], np.zeros((1, MIN_PAIRS - 1)))
+    assert math.isnan(five.p) and (five.num_pairs, five.difference) == (5, 4)
+    assert paired_wilcoxon(better, np.zeros((1, MIN_PAIRS))).p == 2 / 2 ** 6

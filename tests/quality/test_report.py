@@ -130,3 +130,21 @@ def test_what_was_asked_for_and_cannot_be_had():
         measure_quality(real, [other], WINDOW, [toy_extractor()], {}, QualityOptions(extractors=["imagenet", "age"]))
     with pytest.raises(UserError, match="no network to extract features with: imagenet: no weights"):
         measure_quality(real, [other], WINDOW, [], {"imagenet": "no weights"}, QualityOptions(extractors=["imagenet"]))
+
+
+def test_no_fid_headline_from_few_images():
+    """As many images as features make a singular covariance: the terminal has KID, the table FID with its caveat."""
+    from dataclasses import replace
+
+    from nnunet_synth.commands.quality import summary
+    from nnunet_synth.quality.report import _overview
+    sets = [pictures("real", 0.7), pictures("drawn", 0.7, 20, seed=1)]
+    quality = measure_quality(sets[0], sets[1:], WINDOW, [toy_extractor("imagenet")], {},
+                              QualityOptions(["imagenet"], (75,), num_probed=1))
+    cell = replace(quality.cells[0], kid=dict.fromkeys(quality.fid, 0.5))
+    few, enough = (replace(quality, headline=replace(cell, num_features=number)) for number in (20, 19))
+    assert not few.has_enough_for_fid and enough.has_enough_for_fid         # the smallest set has 20
+    assert " FID " not in summary(few).split("FID stands in the report only")[0].replace("MM-FID", "")
+    assert "KID 0.5" in summary(few) and "): FID " in summary(enough)
+    assert "FID ↓" in _overview(few).columns and "do not quote it" in _overview(few).caption
+    assert "do not quote it" not in _overview(enough).caption

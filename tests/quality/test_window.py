@@ -30,3 +30,10 @@ def test_nothing_to_see():
         choose_window(image_set("real", np.full((3, 16, 16), -7)))
     with pytest.raises(UserError, match="LOW below HIGH"):
         Window(3, 3)
+
+
+def test_real_images_are_cut_off_where_the_synthetic_ones_were_drawn():
+    from nnunet_synth.quality.window import drawn_window
+    assert drawn_window({"a": None}) is None
+    window = drawn_window({"a": (-781.0, -88.0), "b": None, "c": (-900.0, -100.0)})
+    assert (window.low, window.high) == (-781.0, -100.0) and "a and c was drawn" in window.reason
