@@ -85,8 +85,8 @@ def _odd_bits(bits: PixelBits) -> str | None:
             "PixelRepresentation)"
     said = f"{bits.stored} of {bits.allocated} bits stored"
     if bits.high != bits.stored - 1:
-        return (f"{said}, the highest of them bit {bits.high}, not {bits.stored - 1}: where the values lie is not sure; "
-                "export it again")
+        return (f"{said}, the highest of them bit {bits.high} and not {bits.stored - 1}: where the values lie is not "
+                "sure, export it again")
     if not (0 < bits.stored <= bits.allocated == 16 or bits.stored == bits.allocated in (8, 32)):
         return f"{said}, which cannot be read: export it again with 16 bits"
     return None

@@ -69,8 +69,8 @@ def check_pixels(dataset: Dataset) -> None:
         dataset: as pydicom reads it, its pixels untouched.
     """
     element = dataset.get_item("PixelData")
-    if element is None:
-        raise UserError("is truncated or corrupt: it ends before its pixels; copy it again")
+    if element is None or not element.value:
+        raise UserError("is truncated or corrupt: it holds no pixels; copy it again, or export it again")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     is_compressed = syntax is not None and syntax.is_compressed
     if is_compressed != (element.length == _UNDEFINED):
@@ -80,7 +80,7 @@ def check_pixels(dataset: Dataset) -> None:
         return
     bits = (dataset.Rows * dataset.Columns * int(dataset.get("SamplesPerPixel") or 1)
             * int(dataset.get("NumberOfFrames") or 1) * dataset.BitsAllocated)
-    needed, there = -(-bits // 8), len(element.value or b"")
+    needed, there = -(-bits // 8), len(element.value)
     if there < max(needed, element.length):
         raise UserError(f"is truncated or corrupt: {there} of {max(needed, element.length)} bytes of its pixels are "
                         "there; copy it again, or export it again")

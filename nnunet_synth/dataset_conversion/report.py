@@ -81,8 +81,7 @@ class ConversionReport:
         return files
 
     def table(self, max_rejected: int = 20) -> str:
-        """Counts, each kind of repair with its number of cases, the rejected cases and the files that were not used with
-        their reasons."""
+        """Counts, each kind of repair with its number of cases, rejected cases and unused files with their reasons."""
         lines = [f"{'part':<12}{'written':>9}{'repaired':>10}{'rejected':>10}{'labels':>8}"]
         for role in SUFFIX:
             cases = self.select(role)
