@@ -28,7 +28,7 @@ _OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
 _GDCM_READS = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
                "1.2.840.10008.1.2.5", *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))}
 
-_ORIENTATION_TOLERANCE = 1e-3   # of direction cosines: 0.06 degrees, half a pixel at the rim of the picture
+ORIENTATION_TOLERANCE = 1e-3   # of direction cosines: 0.06 degrees, half a pixel at the rim of the picture
 _SPACING_TOLERANCE = 1e-3       # mm
 _MAX_OBLIQUITY = 15.0           # degrees between the slices' normal and the body's axis: a patient lies askew
 _MAX_TILT = 0.5                 # degrees
@@ -121,7 +121,7 @@ def _mixed(series: Series) -> str | None:
     shapes = {header.shape for header in headers}
     if len(shapes) > 1:
         return f"mixed sizes in one series: {' and '.join(f'{rows} x {columns}' for rows, columns in sorted(shapes))}"
-    for name, tolerance in (("orientation", _ORIENTATION_TOLERANCE), ("pixel_spacing", _SPACING_TOLERANCE)):
+    for name, tolerance in (("orientation", ORIENTATION_TOLERANCE), ("pixel_spacing", _SPACING_TOLERANCE)):
         values = np.array([getattr(header, name) for header in headers])
         if np.abs(values - values[0]).max() > tolerance:
             return f"mixed {name.replace('_', ' ')}s in one series"

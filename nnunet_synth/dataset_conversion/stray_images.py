@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from nnunet_synth.dataset_conversion.case import PassedOver
-from nnunet_synth.dataset_conversion.dicom_checks import check_series, why_no_slice
+from nnunet_synth.dataset_conversion.dicom_checks import ORIENTATION_TOLERANCE, check_series, why_no_slice
 from nnunet_synth.dataset_conversion.dicom_header import Slice
 from nnunet_synth.dataset_conversion.dicom_series import Series, slice_heights, sorted_slices
 
@@ -27,8 +27,7 @@ def without_strays(series: Series, min_slices: int, allow_gaps: bool) -> Series:
         return series
     strays = _of_another_kind(series.slices)
     left = tuple(one for one in series.slices if one.uid not in strays)
-    if left and all(one.header.position and one.header.orientation for one in left):
-        strays |= _far_away(left)
+    strays |= _far_away(left)
     rest = replace(series, slices=tuple(one for one in series.slices if one.uid not in strays),
                    dropped=(*series.dropped, *(PassedOver(str(one.file), strays[one.uid]) for one in series.slices
                                                if one.uid in strays)))
@@ -53,8 +52,9 @@ def _of_another_kind(slices: tuple[Slice, ...]) -> dict[str, str]:
 
 
 def _far_away(slices: tuple[Slice, ...]) -> dict[str, str]:
-    """UID → why, of a single image below or above all others."""
-    if len(slices) < 3:
+    """UID → why, of a single image below or above all others, which lie as it does."""
+    if len(slices) < 3 or not all(one.header.position and one.header.orientation for one in slices) \
+            or np.ptp([one.header.orientation for one in slices], axis=0).max() > ORIENTATION_TOLERANCE:
         return {}
     steps, order = np.diff(slice_heights(slices)), sorted_slices(slices)
     limit = max(_FAR_MM, _FAR_SLICES * float(np.median(steps)))
