@@ -157,12 +157,12 @@ def _header(dataset: Dataset) -> SliceHeader:
     words = " ".join(map(str, dataset.get("ImageType") or [])).upper()
     tilt = _numbers(dataset, "GantryDetectorTilt", 1)
     return SliceHeader(
-        modality=str(dataset.get("Modality", "")),
-        sop_class=str(dataset.get("SOPClassUID", "")),
+        modality=_text(dataset, "Modality"),
+        sop_class=_text(dataset, "SOPClassUID"),
         transfer_syntax=_transfer_syntax(dataset),
         image_type=frozenset(re.findall(r"[A-Z0-9]+", words)),
         num_frames=int((_numbers(dataset, "NumberOfFrames", 1) or (1,))[0]),
-        photometric=str(dataset.get("PhotometricInterpretation", "")),
+        photometric=_text(dataset, "PhotometricInterpretation"),
         shape=(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)),
         position=_numbers(dataset, "ImagePositionPatient", 3),
         orientation=_numbers(dataset, "ImageOrientationPatient", 6),
@@ -170,10 +170,10 @@ def _header(dataset: Dataset) -> SliceHeader:
         thickness=(_numbers(dataset, "SliceThickness", 1) or (None,))[0],
         declared_spacing=(_numbers(dataset, "SpacingBetweenSlices", 1) or (None,))[0],
         tilt=tilt[0] if tilt else 0.0,
-        kernel=str(dataset.get("ConvolutionKernel") or ""),
+        kernel=_text(dataset, "ConvolutionKernel"),
         slope=(_numbers(dataset, "RescaleSlope", 1) or (None,))[0],
         intercept=(_numbers(dataset, "RescaleIntercept", 1) or (None,))[0],
-        unit=str(dataset.get("RescaleType") or "HU"),
+        unit=_text(dataset, "RescaleType") or "HU",
         padding=padding,
         bits=PixelBits(*(dataset.get(keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit",
                                                               "PixelRepresentation"))),
@@ -187,6 +187,12 @@ def _transfer_syntax(dataset: Dataset) -> str:
         return str(uid)
     is_implicit, is_little = dataset.original_encoding
     return ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    """As messages may show it: whatever bytes stand there, one short line."""
+    text = "".join(sign if sign.isprintable() else " " for sign in str(dataset.get(keyword) or ""))
+    return " ".join(text.split())[:64]
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:

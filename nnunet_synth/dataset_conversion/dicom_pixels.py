@@ -43,6 +43,8 @@ def decodable(file: SourceFile) -> Iterator[Path]:
             check_pixels(dataset)
         except UserError as error:
             raise UserError(f"{file} {error}") from error
+        except Exception as error:                  # as in `_read`: pydicom converts a value when it is asked for
+            raise UserError(f"{file} is truncated or corrupt: copy it again ({type(error).__name__})") from error
         if not _stops_itk(dataset):
             yield path
             return

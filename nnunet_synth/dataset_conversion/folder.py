@@ -212,7 +212,8 @@ def _find_scans(source: str | Path, options: Options) -> tuple[list[Scan], list[
         raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series"
                         + (f"; {passed_over[0].file} is {passed_over[0].reason}" if passed_over else ""))
     if series:
-        return _series_scans(series, options), passed_over
+        return _series_scans(series, options), passed_over + [
+            PassedOver(str(file), "no DICOM file") for file in files if file.path.suffix.lower() in DATA_OF_MHD]
     return [Scan(name, (name,), parts, partial(_read_file, parts[0])) for name, parts in volumes.items()], \
         _of_no_volume(files, volumes)
 

@@ -215,3 +215,21 @@ def test_a_declared_spacing_is_never_needed(tmp_path, spacing):
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     np.testing.assert_array_equal(read(tmp_path), series.hu)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_header_that_pydicom_cannot_convert_is_one_line(tmp_path, no_decoder):
+    """An unknown type of value shows only when the value is asked for."""
+    for file in CTSeries(random_hu()).write(tmp_path):
+        content = file.read_bytes()
+        assert content.count(b"\x28\x00\x02\x00US") == 1          # SamplesPerPixel
+        file.write_bytes(content.replace(b"\x28\x00\x02\x00US", b"\x28\x00\x02\x00Ue"))
+    with pytest.raises(UserError, match=r"\.dcm is truncated or corrupt: copy it again \(NotImplementedError\)"):
+        read(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+def test_header_text_stays_one_line(tmp_path):
+    for file in CTSeries(random_hu()).write(tmp_path):
+        file.write_bytes(file.read_bytes().replace(b"MONOCHROME2", b"MONO\nCHRO\x1bE"))
+    series, = scan_series(list_files(tmp_path))
+    assert check_series(series) == "photometric interpretation MONO CHRO E, not MONOCHROME2"

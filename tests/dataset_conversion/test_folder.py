@@ -271,17 +271,18 @@ def test_every_file_that_was_not_used_stands_in_the_report(tmp_path):
     shutil.copy(next((tmp_path / "dicom" / "ann").glob("*.dcm")), tmp_path / "dicom" / "ann" / "copy.dcm")
     for number in range(300):
         (tmp_path / "dicom" / "cem" / f"{number:03}.jpg").write_bytes(b"\xff\xd8")
+    (tmp_path / "dicom" / "cem" / "voxels.raw").write_bytes(b"0")
     (tmp_path / "labels" / "notes.txt").write_text("drawn by A")
     report = convert(tmp_path / "dicom", tmp_path, labels=tmp_path / "labels")
     stored = json.loads((report.folder / "conversion_report.json").read_text())
-    assert {one["reason"]: one["number"] for one in stored["files_not_used"]} == {"no DICOM file": 301, "no volume": 1}
-    assert len(stored["files_not_used"][1]["files"]) == 301
+    assert {one["reason"]: one["number"] for one in stored["files_not_used"]} == {"no DICOM file": 302, "no volume": 1}
+    assert len(stored["files_not_used"][1]["files"]) == 302
     of_case = {case["id"]: case["metadata"].get("files_not_used", []) for case in stored["cases"]}
     assert [one["reason"] for one in of_case["bob"]] == ["a scout (localizer), no scan"]
     assert [one["reason"] for one in of_case["ann"]] == ["duplicate slice"]
     assert sum(map(len, of_case.values())) == 2
     lines = [line for line in report.table().splitlines() if line.startswith("not used: ")]
-    assert len(lines) == 2 and lines[1].startswith("not used: 301 file(s), e.g. ")
+    assert len(lines) == 2 and lines[1].startswith("not used: 302 file(s), e.g. ")
 
 
 def test_files_beside_volumes_stand_in_the_report(scans, tmp_path):
