@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +63,14 @@ class Case:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """A file of the source that belongs to no case, and why; `find_cases` may yield them after the cases."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class DatasetDescription:
     """What holds for all cases of a dataset; most of it goes into `dataset.json`.
 
@@ -93,6 +101,12 @@ class DatasetDescription:
     layout_labels: Mapping[str, int] = field(default_factory=dict)
     orientation: str = ""
     notes: tuple[str, ...] = ()
+
+
+def parted(found: Iterable[Case | PassedOver]) -> tuple[list[Case], list[PassedOver]]:
+    """What `find_cases` yields: the cases, and the files that belong to none."""
+    found = list(found)
+    return [one for one in found if isinstance(one, Case)], [one for one in found if isinstance(one, PassedOver)]
 
 
 def reject(reason: str) -> CaseContent:

@@ -10,7 +10,8 @@ A module has
                         raises UserError for values that it does not know
     add_arguments       adds the options to a parser, `dest` = name of the field
     describe(options)   → DatasetDescription
-    find_cases(source, options)         → iterator of Case; raises UserError where `source` is not this dataset
+    find_cases(source, options)         → iterator of Case, then of PassedOver for files that it knows to belong to no
+                        case; raises UserError where `source` is not this dataset
     make_splits(cases, options)         → folds for splits_final.json out of what was written, or [] for nnU-Net's own
 
 and knows nothing of the command line, of nnU-Net's folders or of how files are written.
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nnunet_synth.dataset_conversion.case import Case, DatasetDescription
+from nnunet_synth.dataset_conversion.case import Case, DatasetDescription, PassedOver
 
 if TYPE_CHECKING:
     from nnunet_synth.dataset_conversion.writer import CaseReport
@@ -50,7 +51,7 @@ class Converter(Protocol):
 
     def describe(self, options: Any) -> DatasetDescription: ...
 
-    def find_cases(self, source: Path, options: Any) -> Iterator[Case]: ...
+    def find_cases(self, source: Path, options: Any) -> Iterator[Case | PassedOver]: ...
 
     def make_splits(self, cases: Sequence[CaseReport], options: Any) -> list[dict[str, Any]]: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nnunet_synth.dataset_conversion.dicom_header import PixelBits, SliceHeader
 from nnunet_synth.dataset_conversion.dicom_series import (
     Series,
     is_regular,
@@ -27,7 +28,7 @@ _OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
 _GDCM_READS = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
                "1.2.840.10008.1.2.5", *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))}
 
-_ORIENTATION_TOLERANCE = 1e-3   # of direction cosines: 0.06 degrees, half a pixel at the rim of the picture
+ORIENTATION_TOLERANCE = 1e-3   # of direction cosines: 0.06 degrees, half a pixel at the rim of the picture
 _SPACING_TOLERANCE = 1e-3       # mm
 _MAX_OBLIQUITY = 15.0           # degrees between the slices' normal and the body's axis: a patient lies askew
 _MAX_TILT = 0.5                 # degrees
@@ -49,21 +50,45 @@ def check_series(series: Series, min_slices: int = MIN_SLICES, allow_gaps: bool 
 
 def _wrong_kind(series: Series) -> str | None:
     for header in (one.header for one in series.slices):
-        if header.modality != "CT":
-            return f"modality {header.modality or 'not given'}, not CT"
-        if header.num_frames > 1 or header.sop_class.startswith((f"{_CT_IMAGE_STORAGE}.1", f"{_CT_IMAGE_STORAGE}.2")):
-            return "multi-frame (enhanced) DICOM: convert it to one slice a file (for example by dcm4che's emf2sf)"
-        if header.sop_class != _CT_IMAGE_STORAGE:
-            return f"no CT image but {_uid_name(header.sop_class)}"
-        for word, reason in _NO_SCAN_WORDS.items():
-            if word in header.image_type:
-                return reason
+        if reason := why_no_slice(header):
+            return reason
         if header.transfer_syntax not in _GDCM_READS:
             return f"compressed as {_uid_name(header.transfer_syntax)}, which cannot be read: decompress it first"
         if header.photometric != "MONOCHROME2":
             return f"photometric interpretation {header.photometric or 'not given'}, not MONOCHROME2"
         if header.unit.upper() in _OTHER_UNITS:
             return f"values in {header.unit}, not in HU"
+        if reason := _odd_bits(header.bits):
+            return reason
+    return None
+
+
+def why_no_slice(header: SliceHeader) -> str | None:
+    """Why an image is no slice of a CT scan, whatever its pixels are; None if it is one."""
+    if header.modality != "CT":
+        return f"modality {header.modality or 'not given'}, not CT"
+    if header.num_frames > 1 or header.sop_class.startswith((f"{_CT_IMAGE_STORAGE}.1", f"{_CT_IMAGE_STORAGE}.2")):
+        return ("multi-frame (enhanced) DICOM, each frame with a place and a slope of its own: convert it to one slice "
+                "a file (for example by dcm4che's emf2sf)")
+    if header.sop_class != _CT_IMAGE_STORAGE:
+        return f"no CT image but {_uid_name(header.sop_class)}"
+    return next((reason for word, reason in _NO_SCAN_WORDS.items() if word in header.image_type), None)
+
+
+def _odd_bits(bits: PixelBits) -> str | None:
+    """GDCM and pydicom take values to lie in the lowest bits, whatever HighBit says; other places are refused.
+
+    A header that says otherwise may be right or wrong, and values differ by a factor of 2^(HighBit + 1 - BitsStored).
+    """
+    if None in (bits.allocated, bits.stored, bits.high, bits.signed):
+        return "the header does not say how the pixels' bits lie (BitsAllocated, BitsStored, HighBit, " \
+            "PixelRepresentation)"
+    said = f"{bits.stored} of {bits.allocated} bits stored"
+    if bits.high != bits.stored - 1:
+        return (f"{said}, the highest of them bit {bits.high} and not {bits.stored - 1}: where the values lie is not "
+                "sure, export it again")
+    if not (0 < bits.stored <= bits.allocated == 16 or bits.stored == bits.allocated in (8, 32)):
+        return f"{said}, which cannot be read: export it again with 16 bits"
     return None
 
 
@@ -75,6 +100,9 @@ def _uid_name(uid: str) -> str:
 
 def _incomplete_header(series: Series) -> str | None:
     headers = [one.header for one in series.slices]
+    odd = [header.not_a_number for header in headers if header.not_a_number]
+    if odd:
+        return f"{len(odd)} of {len(headers)} slices: {odd[0]}: correct the headers, or export the scan again"
     for name in ("position", "orientation", "pixel_spacing"):
         missing = sum(getattr(header, name) is None for header in headers)
         if missing:
@@ -93,7 +121,7 @@ def _mixed(series: Series) -> str | None:
     shapes = {header.shape for header in headers}
     if len(shapes) > 1:
         return f"mixed sizes in one series: {' and '.join(f'{rows} x {columns}' for rows, columns in sorted(shapes))}"
-    for name, tolerance in (("orientation", _ORIENTATION_TOLERANCE), ("pixel_spacing", _SPACING_TOLERANCE)):
+    for name, tolerance in (("orientation", ORIENTATION_TOLERANCE), ("pixel_spacing", _SPACING_TOLERANCE)):
         values = np.array([getattr(header, name) for header in headers])
         if np.abs(values - values[0]).max() > tolerance:
             return f"mixed {name.replace('_', ' ')}s in one series"

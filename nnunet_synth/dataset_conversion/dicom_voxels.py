@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_synth.dataset_conversion.dicom_header import Slice, SliceHeader
+from nnunet_synth.dataset_conversion.dicom_pixels import decodable
 from nnunet_synth.dataset_conversion.dicom_series import (
+    DUPLICATE,
     Series,
-    Slice,
-    SliceHeader,
     is_regular,
     position_tolerance,
     slice_axes,
@@ -42,9 +44,9 @@ def read_series(series: Series) -> tuple[SimpleITK.Image, tuple[str, ...]]:
     import SimpleITK
     slices = sorted_slices(series.slices)
     voxels, num_padded = _stack(slices)
-    repairs = []
-    if series.num_duplicates:
-        repairs.append(f"{series.num_duplicates} duplicate slice(s) dropped")
+    repairs = [f"{number} {DUPLICATE}(s) dropped" if reason == DUPLICATE else
+               f"{number} stray image(s) dropped: {reason}"
+               for reason, number in Counter(one.reason for one in series.dropped).items()]
     if num_padded:
         repairs.append(f"padding set to {PADDING_HU} HU")
     spacing, heights = series.slice_spacing, slice_heights(series.slices)
@@ -77,7 +79,7 @@ def _stack(slices: list[Slice]) -> tuple[np.ndarray, int]:
 def _read_hu(one: Slice) -> np.ndarray:
     """One slice [Y, X] as GDCM rescales it, integers or float64."""
     import SimpleITK
-    with one.file.on_disk() as path:
+    with decodable(one.file) as path:
         try:
             image = SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
         except RuntimeError as error:

@@ -9,6 +9,9 @@
                                 of its folder (if no other series lies in a folder of this name) or its UID
     MORE_SCANS/…                as SOURCE; nothing of it is labelled
 
+Of the two files that dcm2niix writes of a scan with gaps or a tilted gantry (ANN.nii.gz and ANN_Eq_1.nii.gz or
+ANN_Tilt_1.nii.gz) one is taken: the one with a label map, else the corrected one.
+
 SOURCE, LABELS and MORE_SCANS may be zip or tar archives (without gzip), and LABELS and MORE_SCANS may lie in SOURCE.
 Scans of SOURCE without a label map join the unlabelled ones. Licence and citation are your business; dataset.json says
 "user's own data".
@@ -28,16 +31,19 @@ import argparse
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver
+from nnunet_synth.dataset_conversion.dcm2niix_twins import find_twins, one_of
 from nnunet_synth.dataset_conversion.dicom_checks import MIN_SLICES, check_series
-from nnunet_synth.dataset_conversion.dicom_series import Series, scan_series
+from nnunet_synth.dataset_conversion.dicom_series import Series, scan_files
 from nnunet_synth.dataset_conversion.dicom_voxels import read_series
+from nnunet_synth.dataset_conversion.hu_harmonisation import hu_doubts
 from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
+from nnunet_synth.dataset_conversion.stray_images import without_strays
 from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned, value_counts
 from nnunet_synth.errors import UserError
 
@@ -54,8 +60,6 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 DATA_OF_MHD = (".raw", ".zraw")
 LABELS = {"background": 0, "infection": 1}
 CT = "CT"
-# A chest CT holds air (-1000 HU) and bone; the lowest padding in use is about -3024.
-LOWEST_HU, AIR_BELOW, BONE_ABOVE = -4096, -500, 100
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,11 @@ def describe(options: Options) -> DatasetDescription:
         description="converted from a folder of the user's own", notes=notes)
 
 
-def find_cases(source: str | Path, options: Options) -> Iterator[Case]:
-    """Yield the scans of SOURCE, then those that nobody labelled; ids are the scans' names, made safe for nnU-Net.
+def find_cases(source: str | Path, options: Options) -> Iterator[Case | PassedOver]:
+    """Yield the scans of SOURCE, then those that nobody labelled, then the files that belong to none.
 
-    Reads the headers of DICOM files, and no volumes.
+    Ids are the scans' names, made safe for nnU-Net. Reads the headers of DICOM files, and only those volumes that may
+    be two of one scan (`dcm2niix_twins.py`).
 
     Args:
         source: folder or archive of volumes or of DICOM series.
@@ -124,17 +129,22 @@ def find_cases(source: str | Path, options: Options) -> Iterator[Case]:
     Raises:
         UserError: no scans; two scans or two label maps of one name; a label map that belongs to no scan.
     """
-    labels = _label_maps(options.labels)
-    scans = _find_scans(source, options)
+    labels, passed_over = _label_maps(options.labels)
+    scans, others = _find_scans(source, options)
+    passed_over += others
     known = {name for scan in scans for name in scan.names}
     strays = [files[0] for name, files in labels.items() if name not in known]
     if strays:
         raise UserError(f"{len(strays)} label map(s) belong to no scan of {source}, e.g. {strays[0]}: give a label map "
                         "the name of its scan")
+    label_of = {scan.id: _label_of(scan, labels) for scan in scans}
+    if options.unlabelled:
+        more, others = _find_scans(options.unlabelled, options)
+        scans, passed_over = scans + more, passed_over + others
+    scans, twins = _without_twins(scans, label_of)
     for scan in scans:
-        yield _case(scan, _label_of(scan, labels), options)
-    for scan in _find_scans(options.unlabelled, options) if options.unlabelled else ():
-        yield _case(scan, (), options)
+        yield _case(scan, label_of.get(scan.id, ()), options)
+    yield from passed_over + twins
 
 
 def make_splits(cases: Sequence[CaseReport], options: Options) -> list[dict[str, Any]]:
@@ -163,6 +173,14 @@ class SeriesFiles:
         return hashlib.sha256("\n".join(file.stamp() for file in self.files).encode()).hexdigest()
 
 
+class ScanContent(NamedTuple):
+    """An LPS image, what was changed on the way to it, and what joins the metadata of its case."""
+
+    image: SimpleITK.Image
+    repairs: tuple[str, ...]
+    metadata: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class Scan:
     """A volume that was found.
@@ -170,30 +188,62 @@ class Scan:
     Attributes:
         id: safe name, unique in its folder.
         names: those its label map may have.
-        read: returns the LPS image and what was changed.
     """
 
     id: str
     names: tuple[str, ...]
     sources: tuple[Source, ...]
-    read: Callable[[], tuple[SimpleITK.Image, tuple[str, ...]]]
+    read: Callable[[], ScanContent]
 
 
-def _find_scans(source: str | Path, options: Options) -> list[Scan]:
+def _find_scans(source: str | Path, options: Options) -> tuple[list[Scan], list[PassedOver]]:
+    """The scans of a folder, and its files that belong to none."""
     others = [Path(folder).resolve() for folder in (options.labels, options.unlabelled)
               if folder is not None and Path(folder).resolve() != Path(source).resolve()]
     files = [file for file in list_files(source)
              if not any((file.root / file.name).is_relative_to(folder) for folder in others)]
     volumes = _volumes(files)
-    series = scan_series(file for file in files if not _stem(file) and file.path.suffix.lower() not in DATA_OF_MHD)
+    series, passed_over = scan_files(file for file in files
+                                     if not _stem(file) and file.path.suffix.lower() not in DATA_OF_MHD)
     if volumes and series:
         raise UserError(f"{source} holds {len(volumes)} volumes and {len(series)} DICOM series: give a folder that "
                         "holds one kind")
     if not volumes and not series:
-        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series")
+        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series"
+                        + (f"; {passed_over[0].file} is {passed_over[0].reason}" if passed_over else ""))
     if series:
-        return _series_scans(series, options)
-    return [Scan(name, (name,), parts, partial(_read_file, parts[0])) for name, parts in volumes.items()]
+        return _series_scans(series, options), passed_over + [
+            PassedOver(str(file), "no DICOM file") for file in files if file.path.suffix.lower() in DATA_OF_MHD]
+    return [Scan(name, (name,), parts, partial(_read_file, parts[0])) for name, parts in volumes.items()], \
+        _of_no_volume(files, volumes)
+
+
+def _of_no_volume(files: Sequence[SourceFile], volumes: Mapping[str, tuple[SourceFile, ...]]) -> list[PassedOver]:
+    used = {file for parts in volumes.values() for file in parts}
+    return [PassedOver(str(file), "no volume") for file in files if file not in used]
+
+
+def _without_twins(scans: Sequence[Scan], labels: Mapping[str, tuple[SourceFile, ...]],
+                   ) -> tuple[list[Scan], list[PassedOver]]:
+    """One scan of each that dcm2niix wrote twice, and the files of the others."""
+    volumes = {scan.id: scan.sources[0] for scan in scans
+               if scan.sources and isinstance(scan.sources[0], SourceFile)}
+    left, passed_over = list(scans), []
+    for names in find_twins(volumes):
+        taken = one_of(names, [name for name in names if labels.get(name)])
+        for name in names:
+            if name != taken:
+                passed_over += [PassedOver(str(file), f"dcm2niix wrote this scan twice: {taken} is taken")
+                                for file in (volumes[name], *labels.get(name, ()))]
+        left = [_doubted(scan) if scan.id == taken == names[-1] else scan for scan in left
+                if scan.id == taken or scan.id not in names]
+    return left, passed_over
+
+
+def _doubted(scan: Scan) -> Scan:
+    """The uncorrected twin, taken because it has the label map."""
+    return replace(scan, read=partial(scan.read, doubts=(
+        "NOT repaired: slices at uneven distances or a tilted gantry, which dcm2niix corrected in another file",)))
 
 
 def _series_scans(series: Sequence[Series], options: Options) -> list[Scan]:
@@ -208,13 +258,15 @@ def _series_scans(series: Sequence[Series], options: Options) -> list[Scan]:
     return scans
 
 
-def _label_maps(folder: Path | None) -> dict[str, tuple[SourceFile, ...]]:
+def _label_maps(folder: Path | None) -> tuple[dict[str, tuple[SourceFile, ...]], list[PassedOver]]:
+    """Name → label map, and the files that are none."""
     if folder is None:
-        return {}
-    labels = _volumes(list(list_files(folder)))
+        return {}, []
+    files = list(list_files(folder))
+    labels = _volumes(files)
     if not labels:
         raise UserError(f"{folder} holds no label maps ({', '.join(ENDINGS)})")
-    return labels
+    return labels, _of_no_volume(files, labels)
 
 
 def _label_of(scan: Scan, labels: Mapping[str, tuple[SourceFile, ...]]) -> tuple[SourceFile, ...]:
@@ -275,31 +327,32 @@ def _case(scan: Scan, label: tuple[SourceFile, ...], options: Options) -> Case:
                 read=partial(read_case, scan.read, label[0] if label else None, options.label_names, options.channel))
 
 
-def read_case(read: Callable[[], tuple[SimpleITK.Image, tuple[str, ...]]], label_file: SourceFile | None,
+def read_case(read: Callable[[], ScanContent], label_file: SourceFile | None,
               label_names: Mapping[str, int], channel: str) -> CaseContent:
     """One scan and its label map as LPS arrays. Raises UserError with the reason why it cannot be used."""
     import SimpleITK
-    image, repairs = read()
+    image, repairs, metadata = read()
     values = SimpleITK.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
-    is_odd = channel == CT and not (LOWEST_HU <= lowest <= AIR_BELOW and highest >= BONE_ABOVE)
-    warning = ("NOT repaired: values do not look like HU, written as they are",) if is_odd else ()
+    doubts = hu_doubts(lowest, highest) if channel == CT else ()
     label, of_label = (None, ()) if label_file is None else _read_label(label_file, label_names)
     return CaseContent((image,), label,
-                       repairs=(*repairs, *(f"label map: {one}" for one in of_label if one not in repairs), *warning),
-                       metadata={"lowest_value": lowest, "highest_value": highest})
+                       repairs=(*repairs, *(f"label map: {one}" for one in of_label if one not in repairs), *doubts),
+                       metadata={"lowest_value": lowest, "highest_value": highest, **metadata})
 
 
-def _read_file(file: SourceFile) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+def _read_file(file: SourceFile, doubts: tuple[str, ...] = ()) -> ScanContent:
     stored = read_volume(file)
-    return compact(to_lps(stored)), turned(stored)
+    return ScanContent(compact(to_lps(stored)), (*turned(stored), *doubts))
 
 
-def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> ScanContent:
+    series = without_strays(series, min_slices, allow_gaps)
     reason = check_series(series, min_slices, allow_gaps)
     if reason:
         raise UserError(reason)
-    return read_series(series)
+    not_used = [asdict(one) for one in series.dropped]
+    return ScanContent(*read_series(series), {"files_not_used": not_used} if not_used else {})
 
 
 def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> tuple[SimpleITK.Image, tuple[str, ...]]:

@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 
 WINDOW = (-1250.0, 250.0)               # HU
 LARGEST_GRAY = 255.0
-AIR_BELOW_HU = -500
+LOWEST_HU, AIR_BELOW_HU, BONE_ABOVE_HU = -4096, -500, 100
 SOFT_TISSUE_HU = (-60, 140)             # blood, muscle and liver, without and with some contrast medium
 _LEAST_CONTRAST_HU = 100                # between lung, however severely infected, and soft tissue
 _LUNG_HU = (-1000, -300)                # healthy … severely infected, median of both lungs
+
+
+def hu_doubts(lowest: float, highest: float) -> tuple[str, ...]:
+    """What the report says of a CT whose values cannot be HU, though its source promises them.
+
+    A chest CT holds air (-1000 HU) and bone; the lowest padding in use is about -3024.
+    """
+    is_plausible = LOWEST_HU <= lowest <= AIR_BELOW_HU and highest >= BONE_ABOVE_HU
+    return () if is_plausible else ("NOT repaired: values do not look like HU, written as they are",)
 
 
 @dataclass(frozen=True)

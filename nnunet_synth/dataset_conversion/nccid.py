@@ -19,7 +19,8 @@ archive, or a folder of archives, is read too, but is much slower where it holds
 One study makes one case, an unlabelled one, from one of its series: axial CT in at least --min-slices slices at regular
 distances, the thinnest of these, of equals the one with a soft-tissue kernel. Scouts, coronal and sagittal reformats,
 projections, tilted gantries, multi-frame files, mixed orientations and series with missing slices are rejected (the
-last are interpolated with --allow-gaps). conversion_report.json has every series that was not taken, with its reason.
+last are interpolated with --allow-gaps); a scout that shares the UID of a scan is dropped. conversion_report.json has
+every series that was not taken, with its reason.
 HU are made from slope and intercept of each slice; what lies outside the reconstructed circle becomes -1024 HU.
 
 NCCID has no masks. --masks FOLDER has yours, SERIES_UID.nii.gz (or .nii, .nrrd, .mha) with 0 background and 1
@@ -41,7 +42,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from functools import partial
 from itertools import product
@@ -52,12 +53,14 @@ import numpy as np
 
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, reject
 from nnunet_synth.dataset_conversion.dicom_checks import MIN_SLICES
-from nnunet_synth.dataset_conversion.dicom_series import Series, scan_series
+from nnunet_synth.dataset_conversion.dicom_series import Series, scan_files
 from nnunet_synth.dataset_conversion.dicom_voxels import read_series
+from nnunet_synth.dataset_conversion.hu_harmonisation import hu_doubts
 from nnunet_synth.dataset_conversion.nccid_clinical import clean_age, clean_sex, read_clinical
 from nnunet_synth.dataset_conversion.pseudonyms import IdTable, without_names
 from nnunet_synth.dataset_conversion.series_choice import NotTaken, effective_thickness, rank_series, why_behind
 from nnunet_synth.dataset_conversion.sources import SourceFile, list_files
+from nnunet_synth.dataset_conversion.stray_images import without_strays
 from nnunet_synth.dataset_conversion.volumes import read_volume, to_lps
 from nnunet_synth.errors import UserError
 
@@ -315,8 +318,10 @@ class Study:
 
 def read_study(study: Study, min_slices: int, allow_gaps: bool) -> CaseContent:
     """One series of a study, and its mask. Raises UserError with the reason why there is none."""
+    import SimpleITK
     with study.nameless():
-        series = scan_series(study.files())
+        found, passed_over = scan_files(study.files())
+        series = [without_strays(one, min_slices, allow_gaps) for one in found]
         numbers = {id(one): number for number, one in enumerate(series, start=1)}
         usable, left = rank_series(series, min_slices, allow_gaps)
         if study.masks:
@@ -335,8 +340,12 @@ def read_study(study: Study, min_slices: int, allow_gaps: bool) -> CaseContent:
         if taken is None:
             raise UserError(_nothing_to_take(study, left, numbers))
         label = _read_mask(study.mask(taken.uid), image) if study.masks else None
-        metadata = {**_patient_metadata(study, taken), **_series_metadata(taken, left, numbers)}
-        return CaseContent((image,), label, repairs=repairs, metadata=metadata)
+        not_used = [asdict(one) for one in (*taken.dropped, *passed_over)]
+        metadata = {**_patient_metadata(study, taken), **_series_metadata(taken, left, numbers),
+                    **({"files_not_used": not_used} if not_used else {})}
+        values = SimpleITK.GetArrayViewFromImage(image)
+        return CaseContent((image,), label, repairs=(*repairs, *hu_doubts(float(values.min()), float(values.max()))),
+                           metadata=metadata)
 
 
 def _nothing_to_take(study: Study, left: Sequence[NotTaken], numbers: Mapping[int, int]) -> str:
@@ -375,7 +384,7 @@ def _read_tags(file: SourceFile, *keywords: str) -> dict[str, str]:
     import pydicom
     with file.open() as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(keywords))
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(keywords), force=True)
         return {keyword: str(dataset.get(keyword) or "") for keyword in keywords}
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from nnunet_synth.atomic import write_json
 from nnunet_synth.data.raw_images import list_cases
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import CaseReport, ConversionReport, write_metadata
 from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest, only_writer
 from nnunet_synth.dataset_conversion.volumes import ORIENTATION
@@ -36,13 +36,13 @@ from nnunet_synth.json_file import read_json
 _IF_MISSING, _IF_DAMAGED = "give the id of an existing raw dataset", "correct it"
 
 
-def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset: Path, source_type: str, *,
+def add_to_pool(found: Iterable[Case | PassedOver], description: DatasetDescription, dataset: Path, source_type: str, *,
                 num_jobs: int = 1, check_only: bool = False,
                 options: Mapping[str, Any] | None = None) -> ConversionReport:
     """Add every usable case of a source to the pool; those that cannot be used are reported.
 
     Args:
-        cases: all cases of the source, found but not read.
+        found: all cases of the source, not read yet, and its files that belong to none.
         dataset: nnUNet_raw/DatasetXXX_Name, which exists.
         source_type: name of the converter, for the names of the report and of the hidden folder.
         num_jobs, check_only, options: as in `write_dataset`.
@@ -52,11 +52,12 @@ def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset:
             is nothing new or nothing that can be used, or another process is writing there.
     """
     description = _fitted(description, dataset)
+    cases, passed_over = parted(found)
     cases = [_without_label(case, keep_layout=bool(description.layout_labels)) for case in cases]
     check_ids(cases)
     if check_only:
         cases, description = _new_ones(cases, description, dataset, source_type)
-        return check_cases(cases, description, dataset.name, num_jobs)
+        return replace(check_cases(cases, description, dataset.name, num_jobs), passed_over=tuple(passed_over))
     options = options or {}
     with only_writer(dataset):
         unfinished = Unfinished.of(dataset / f".adding_{source_type}", description, options)
@@ -66,7 +67,8 @@ def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset:
             cases, description = _new_ones(cases, description, dataset, source_type)
             with unfinished.kept_if_stopped():
                 report = ConversionReport(dataset.name, dataset,
-                                          convert_cases(cases, description, unfinished, num_jobs))
+                                          convert_cases(cases, description, unfinished, num_jobs),
+                                          passed_over=tuple(passed_over))
                 if not report.usable:
                     raise UserError(f"none of {len(cases)} scans can be used"
                                     + (f", e.g. {cases[0].id}: {report.cases[0].reason}" if cases else ""))
@@ -76,7 +78,8 @@ def add_to_pool(cases: Iterable[Case], description: DatasetDescription, dataset:
                 write_json({"command": command, "report": f"conversion_report_{name}.json"}, _mark(unfinished))
             moved = _finish_moving(unfinished, dataset)
     stored = read_json(dataset / moved["report"], "", "")
-    return ConversionReport(dataset.name, dataset, tuple(map(CaseReport.from_json, stored["cases"])), description.notes)
+    return ConversionReport(dataset.name, dataset, tuple(map(CaseReport.from_json, stored["cases"])), description.notes,
+                            tuple(passed_over))
 
 
 def _finish_moving(unfinished: Unfinished, dataset: Path) -> dict[str, Any] | None:

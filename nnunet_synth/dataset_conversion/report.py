@@ -11,8 +11,9 @@ from typing import Any
 from nnunet_synth import __version__
 from nnunet_synth.atomic import write_text
 from nnunet_synth.csv_file import to_csv
-from nnunet_synth.dataset_conversion.case import DatasetDescription, Role
+from nnunet_synth.dataset_conversion.case import DatasetDescription, PassedOver, Role
 
+_MAX_FILES = 1000               # of each reason, by name; of more the number
 SUFFIX: dict[Role, str] = {"labelled": "Tr", "unlabelled": "Ul", "test": "Ts"}
 
 
@@ -49,6 +50,7 @@ class ConversionReport:
     folder: Path | None                             # None: only checked
     cases: tuple[CaseReport, ...]
     notes: tuple[str, ...] = ()                     # sentences that the user should read
+    passed_over: tuple[PassedOver, ...] = ()        # files of the source that belong to no case
 
     def select(self, role: Role | None = None, status: str | None = None) -> list[CaseReport]:
         return [case for case in self.cases if role in (None, case.role) and status in (None, case.status)]
@@ -66,10 +68,19 @@ class ConversionReport:
                 "source": description.source, "licence": description.licence, "citation": description.citation,
                 "notes": list(description.notes), "options": dict(options),
                 "counts": {role: dict(Counter(case.status for case in self.select(role))) for role in SUFFIX},
-                "cases": [asdict(case) for case in self.cases]}
+                "cases": [asdict(case) for case in self.cases],
+                "files_not_used": [{"reason": reason, "number": len(files), "files": files[:_MAX_FILES]}
+                                   for reason, files in self._passed_over().items()]}
+
+    def _passed_over(self) -> dict[str, list[str]]:
+        """Reason → files."""
+        files: dict[str, list[str]] = {}
+        for one in self.passed_over:
+            files.setdefault(one.reason, []).append(one.file)
+        return files
 
     def table(self, max_rejected: int = 20) -> str:
-        """Counts, then each kind of repair with its number of cases, then the rejected cases with their reasons."""
+        """Counts, each kind of repair with its number of cases, rejected cases and unused files with their reasons."""
         lines = [f"{'part':<12}{'written':>9}{'repaired':>10}{'rejected':>10}{'labels':>8}"]
         for role in SUFFIX:
             cases = self.select(role)
@@ -82,6 +93,11 @@ class ConversionReport:
         lines += [f"rejected: {case.role} {case.id}: {case.reason}" for case in self.rejected[:max_rejected]]
         if len(self.rejected) > max_rejected:
             lines.append(f"rejected: {len(self.rejected) - max_rejected} more, see conversion_report.json")
+        not_used = self._passed_over()
+        lines += [f"not used: {len(files)} file(s), e.g. {files[0]}: {reason}"
+                  for reason, files in list(not_used.items())[:max_rejected]]
+        if len(not_used) > max_rejected:
+            lines.append(f"not used: files for {len(not_used) - max_rejected} more reasons, see conversion_report.json")
         return "\n".join(lines)
 
 

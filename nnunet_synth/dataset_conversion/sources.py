@@ -95,7 +95,7 @@ class SourceFile:
         if not self.is_in_archive:
             yield self.root / self.name
             return
-        with tempfile.TemporaryDirectory(prefix="nnunet_synth_", dir=_scratch.get()) as folder:
+        with tempfile.TemporaryDirectory(prefix="nnunet_synth_", dir=scratch()) as folder:
             copy = Path(folder) / self.path.name
             with self.open() as stream, open(copy, "wb") as written:
                 shutil.copyfileobj(stream, written, 1 << 20)
@@ -161,6 +161,11 @@ def scratch_folder(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         _scratch.reset(token)
+
+
+def scratch() -> Path | None:
+    """Where temporary copies go, as `tempfile` takes it."""
+    return _scratch.get()
 
 
 def list_files(source: str | Path, under: str = "") -> Iterator[SourceFile]:

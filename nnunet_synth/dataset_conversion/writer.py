@@ -17,6 +17,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from nnunet_synth import __version__
 from nnunet_synth.atomic import write_json
 from nnunet_synth.data.raw_images import check_file, check_raw_image
 from nnunet_synth.data.splits import PARTS, check_split, load_splits, splits_file
-from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
+from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import SUFFIX, CaseReport, ConversionReport, write_metadata
 from nnunet_synth.dataset_conversion.sources import Source, scratch_folder
 from nnunet_synth.dataset_conversion.unfinished import Unfinished, hidden_folder, only_writer
@@ -45,13 +46,14 @@ _GEOMETRY_TOLERANCE = 1e-3      # mm, and for direction cosines: headers are oft
 MakeSplits = Callable[[Sequence[CaseReport]], list[dict[str, Any]]]
 
 
-def write_dataset(cases: Iterable[Case], description: DatasetDescription, target: Path, *, num_jobs: int = 1,
-                  check_only: bool = False, allow_rejected: bool = False, options: Mapping[str, Any] | None = None,
+def write_dataset(found: Iterable[Case | PassedOver], description: DatasetDescription, target: Path, *,
+                  num_jobs: int = 1, check_only: bool = False, allow_rejected: bool = False,
+                  options: Mapping[str, Any] | None = None,
                   make_splits: MakeSplits | None = None, preprocessed: Path | None = None) -> ConversionReport:
     """Write a whole nnU-Net raw dataset, or nothing.
 
     Args:
-        cases: all cases of the source, found but not read.
+        found: all cases of the source, not read yet, and its files that belong to none.
         target: …/nnUNet_raw/DatasetXXX_Name; must not exist.
         num_jobs: worker processes; each holds one case in memory.
         check_only: read and check everything, write nothing.
@@ -64,10 +66,10 @@ def write_dataset(cases: Iterable[Case], description: DatasetDescription, target
         UserError: two cases have the same id; a labelled or test case was rejected; there is no labelled case; the
             target exists or is being written; folds that do not fit the cases, or others in their place.
     """
-    cases = list(cases)
+    cases, passed_over = parted(found)
     check_ids(cases)
     if check_only:
-        report = check_cases(cases, description, target.name, num_jobs)
+        report = replace(check_cases(cases, description, target.name, num_jobs), passed_over=tuple(passed_over))
         if make_splits is not None:
             make_splits(report.usable)          # says which cases of its folds are not there
         return report
@@ -81,7 +83,7 @@ def write_dataset(cases: Iterable[Case], description: DatasetDescription, target
         unfinished = Unfinished.of(hidden_folder(target), description, options)
         with unfinished.kept_if_stopped():
             report = ConversionReport(target.name, target, convert_cases(cases, description, unfinished, num_jobs),
-                                      description.notes)
+                                      description.notes, tuple(passed_over))
             _refuse_rejected(report, allow_rejected)
             write_json(dataset_json(description, report), unfinished.dataset / "dataset.json")
             write_json(report.to_json(description, options), unfinished.dataset / "conversion_report.json")

@@ -7,23 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
 from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
 from nnunet_synth.dataset_conversion.dicom_checks import check_series
-from nnunet_synth.dataset_conversion.dicom_series import scan_series
+from nnunet_synth.dataset_conversion.dicom_series import scan_files, scan_series
 from nnunet_synth.dataset_conversion.dicom_voxels import read_series
 from nnunet_synth.dataset_conversion.sources import list_files
 from nnunet_synth.errors import UserError
-from tests.makers.dicom import CORONAL, SAGITTAL, CTSeries, random_hu, uid
+from tests.makers.dicom import CORONAL, SAGITTAL, CTSeries, as_raw_datasets, random_hu, uid
 
 SHAPE = (24, 12, 10)
 
@@ -128,6 +130,21 @@ def test_transfer_syntaxes_that_gdcm_decodes(tmp_path, syntax):
 
     series = CTSeries(random_hu(), edit=transcode)
     series.write(tmp_path)
+    np.testing.assert_array_equal(values_where_planted(series, read(tmp_path)[0]), series.hu)
+
+
+@pytest.mark.parametrize("is_implicit", [False, True])
+@pytest.mark.parametrize("ending", [".dcm", "", ".1"])
+def test_data_sets_without_preamble_and_meta_header(tmp_path, is_implicit, ending):
+    series = CTSeries(random_hu(), signed=False)
+    as_raw_datasets(series.write(tmp_path), is_implicit, ending)
+    np.testing.assert_array_equal(values_where_planted(series, read(tmp_path)[0]), series.hu)
+
+
+def test_data_sets_without_preamble_but_with_a_meta_header(tmp_path):
+    series = CTSeries(random_hu())
+    for file in series.write(tmp_path):
+        file.write_bytes(file.read_bytes()[132:])
     np.testing.assert_array_equal(values_where_planted(series, read(tmp_path)[0]), series.hu)
 
 
@@ -236,6 +253,34 @@ def compressed(dataset, index):
     dataset["PixelData"].VR = "OB"
 
 
+def enhanced(per_frame: bool):
+    """One enhanced file, its places and slopes in functional groups and none in the plain header."""
+    def change(dataset, index):
+        def group(slope: float) -> Dataset:
+            value = Dataset()
+            value.RescaleSlope, value.RescaleIntercept, value.RescaleType = slope, -1024, "HU"
+            one = Dataset()
+            one.PixelValueTransformationSequence = [value]
+            return one
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+        dataset.NumberOfFrames = 2
+        dataset.PixelData *= 2
+        dataset.SharedFunctionalGroupsSequence = [Dataset()] if per_frame else [group(1)]
+        dataset.PerFrameFunctionalGroupsSequence = [group(1), group(2)] if per_frame else [Dataset(), Dataset()]
+        for keyword in ("RescaleSlope", "RescaleIntercept", "ImagePositionPatient", "ImageOrientationPatient"):
+            delattr(dataset, keyword)
+    return change
+
+
+def slope_of_frames(dataset, index):
+    """A plain CT image whose slope stands where an enhanced one has it."""
+    value, group = Dataset(), Dataset()
+    value.RescaleSlope, value.RescaleIntercept = 2, -1024
+    group.PixelValueTransformationSequence = [value]
+    dataset.PerFrameFunctionalGroupsSequence = [group]
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+
+
 def smaller(dataset, index):
     if index == 5:
         dataset.Rows -= 2
@@ -257,6 +302,9 @@ def oblique(degrees: float) -> tuple:
     ({"edit": edit(Modality="MR")}, "modality MR, not CT"),
     ({"edit": multi_frame}, "multi-frame"),
     ({"edit": edit(SOPClassUID=EnhancedCTImageStorage)}, "multi-frame"),
+    ({"edit": enhanced(per_frame=True)}, "multi-frame .enhanced. DICOM, each frame with .* a slope of its own"),
+    ({"edit": enhanced(per_frame=False)}, "multi-frame .enhanced. DICOM"),
+    ({"edit": slope_of_frames}, "rescale slope and intercept"),
     ({"edit": edit(SOPClassUID=SecondaryCaptureImageStorage)}, "no CT image but Secondary Capture Image Storage"),
     ({"edit": edit(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}, "scout"),
     ({"edit": edit(ImageType=["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"])}, r"projection \(MIP\)"),
@@ -297,6 +345,25 @@ def test_each_is_rejected_for_its_own_reason(tmp_path, options, expected):
     assert re.search(expected, told), told
     series, = scan(tmp_path)
     assert series.uid not in told and str(tmp_path) not in told
+
+
+@pytest.mark.parametrize(("keyword", "written"), [
+    ("PixelSpacing", "0.75\\0.75"), ("RescaleSlope", "1.00"), ("RescaleIntercept", "-1024.0"),
+    ("ImageOrientationPatient", "1.0\\0.0\\0.0\\0.0\\1.0\\0.0"),
+])
+def test_a_decimal_comma_is_named(tmp_path, keyword, written):
+    for file in CTSeries(random_hu(), edit=edit(**{keyword: written.split("\\")})).write(tmp_path):
+        content = file.read_bytes()
+        assert content.count(written.encode()) == 1
+        file.write_bytes(content.replace(written.encode(), written.replace(".", ",").encode()))
+    told = f"24 of 24 slices: {keyword} is '{written.replace('.', ',')}', with a decimal comma"
+    assert reason(tmp_path).startswith(told)
+
+
+def test_words_for_a_number_are_not_repeated(tmp_path):
+    for file in CTSeries(random_hu(), edit=edit(RescaleSlope="1.000000")).write(tmp_path):
+        file.write_bytes(file.read_bytes().replace(b"1.000000", b"Mu,st-er"))
+    assert reason(tmp_path).startswith("24 of 24 slices: RescaleSlope holds something that is no number")
 
 
 @pytest.mark.parametrize("options", [
@@ -401,6 +468,39 @@ def test_one_uid_with_two_contents_is_refused(tmp_path):
         setattr(one, "SOPInstanceUID", uid("b", index)),
         setattr(one.file_meta, "MediaStorageSOPInstanceUID", uid("b", index)))).write(tmp_path / "b")
     assert reason(tmp_path) == ("the same series UID is used in 2 folders with different slices: remove all but one")
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ("a", "a")])
+def test_one_series_uid_for_two_patients(tmp_path, folders):
+    def other(dataset, index):
+        dataset.PatientID = "Covid0043"
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid("other", index)
+    CTSeries(random_hu()).write(tmp_path / folders[0])
+    CTSeries(random_hu(seed=1), edit=other).write(tmp_path / folders[1])
+    assert reason(tmp_path).startswith("2 patients share one series UID: ") and "Covid" not in reason(tmp_path)
+
+
+def test_every_file_that_is_no_image_is_named(tmp_path):
+    CTSeries(random_hu()).write(tmp_path)
+    (tmp_path / "README.txt").write_text("scans")
+    (tmp_path / "empty").touch()
+    media = CTSeries(random_hu((1, 12, 10))).dataset(0)
+    media.SOPClassUID = media.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    media.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+    for name in ("bad_1.dcm", "bad_2.dcm"):
+        (tmp_path / name).write_bytes(b"no image")
+    _, passed_over = scan_files(list_files(tmp_path))
+    assert {Path(one.file).name: one.reason for one in passed_over} == {
+        "DICOMDIR": "a DICOMDIR, the index of a medium", "README.txt": "no DICOM file", "empty": "no DICOM file",
+        "bad_1.dcm": "is not a DICOM file, whatever its name says: copy it again",
+        "bad_2.dcm": "is not a DICOM file, whatever its name says: copy it again"}
+
+
+@pytest.mark.parametrize("start", [b"\x08\x00\x08\x00", b"\x08\x00\x05\x00CS\xff\xff", b"\x02\x00\x00\x00UL\x04\x00"])
+def test_what_only_begins_like_a_data_set_is_named(tmp_path, start):
+    (tmp_path / "odd").write_bytes(start + b"\x0a\x0b\x0c" * 40)
+    series, = scan(tmp_path)
+    assert "odd is truncated or" in check_series(series)
 
 
 def test_what_is_not_dicom_and_does_not_claim_to_be_is_passed_over(tmp_path):

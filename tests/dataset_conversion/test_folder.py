@@ -15,7 +15,7 @@ from nnunet_synth.dataset_conversion import folder
 from nnunet_synth.dataset_conversion.folder import Options, find_cases, make_splits, safe_id
 from nnunet_synth.dataset_conversion.writer import ConversionReport, write_dataset
 from nnunet_synth.errors import UserError
-from tests.makers.dicom import CORONAL, CTSeries, random_hu
+from tests.makers.dicom import CORONAL, CTSeries, random_hu, uid
 from tests.makers.folder import LABELLED, write_tree
 
 
@@ -263,6 +263,41 @@ def test_a_series_that_cannot_be_used_is_rejected_with_its_reason(tmp_path):
     assert {case.id for case in more.rejected} & {"gap", "short"} == set()
     gap, = (case for case in more.cases if case.id == "gap")
     assert gap.shape[0] == 24 and "interpolated" in gap.repairs[0]
+
+
+def test_every_file_that_was_not_used_stands_in_the_report(tmp_path):
+    write_series(tmp_path)
+    CTSeries(random_hu((1, 12, 10)), series="bob", orientation=CORONAL, edit=scout).write(tmp_path / "dicom" / "bob")
+    shutil.copy(next((tmp_path / "dicom" / "ann").glob("*.dcm")), tmp_path / "dicom" / "ann" / "copy.dcm")
+    for number in range(300):
+        (tmp_path / "dicom" / "cem" / f"{number:03}.jpg").write_bytes(b"\xff\xd8")
+    (tmp_path / "dicom" / "cem" / "voxels.raw").write_bytes(b"0")
+    (tmp_path / "labels" / "notes.txt").write_text("drawn by A")
+    report = convert(tmp_path / "dicom", tmp_path, labels=tmp_path / "labels")
+    stored = json.loads((report.folder / "conversion_report.json").read_text())
+    assert {one["reason"]: one["number"] for one in stored["files_not_used"]} == {"no DICOM file": 302, "no volume": 1}
+    assert len(stored["files_not_used"][1]["files"]) == 302
+    of_case = {case["id"]: case["metadata"].get("files_not_used", []) for case in stored["cases"]}
+    assert [one["reason"] for one in of_case["bob"]] == ["a scout (localizer), no scan"]
+    assert [one["reason"] for one in of_case["ann"]] == ["duplicate slice"]
+    assert sum(map(len, of_case.values())) == 2
+    lines = [line for line in report.table().splitlines() if line.startswith("not used: ")]
+    assert len(lines) == 2 and lines[1].startswith("not used: 302 file(s), e.g. ")
+
+
+def test_files_beside_volumes_stand_in_the_report(scans, tmp_path):
+    (scans / "ann.json").write_text("{}")
+    (scans / "stray.raw").write_bytes(b"0")
+    report = convert(scans, tmp_path, **both(scans))
+    assert {Path(one.file).name: one.reason for one in report.passed_over} == {
+        "ann.json": "no volume", "stray.raw": "no volume"}
+    checked = write_dataset(find_cases(scans, Options()), folder.describe(Options()), tmp_path / "x", check_only=True)
+    assert {Path(one.file).name for one in checked.passed_over} == {"ann.json", "stray.raw"}
+
+
+def scout(dataset, index):
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid("scout")
 
 
 def test_dicom_problems_that_need_the_user(tmp_path):

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from nnunet_synth.errors import UserError
 from tests.conftest import FOLDERS
 from tests.dataset_conversion.test_dicom_series import edit, values_where_planted
 from tests.dataset_conversion.test_round_trip import dice, save, stored_as
-from tests.makers.dicom import PATIENT, CTSeries, random_hu, uid
+from tests.makers.dicom import CORONAL, PATIENT, CTSeries, random_hu, uid
 from tests.makers.nccid import MASKED, NO_SOFT_SERIES, PATIENTS, STUDIES, TWICE, planted, write_tree, written_series
 
 SIZE = 32
@@ -481,6 +482,27 @@ def test_a_series_that_breaks_on_reading_gives_way_to_the_next(tmp_path):
     assert content.metadata["kernel"] == "LUNG"
     left, = content.metadata["rejected_series"]
     assert left["kernel"] == "STANDARD" and "is truncated or corrupt" in left["reason"]
+
+
+def test_a_scout_that_shares_the_uid_of_the_scan_is_dropped(tmp_path):
+    folder = small_study(tmp_path)
+
+    def scout(dataset, index):
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid("scout")
+    CTSeries(random_hu((1, 30, 10)), orientation=CORONAL, edit=scout).write(folder)
+    content = only_case(tmp_path).read()
+    np.testing.assert_array_equal(values_where_planted(CTSeries(random_hu()), content.images[0]), random_hu())
+    assert content.repairs == ("1 stray image(s) dropped: a scout (localizer), no scan",)
+    dropped, = content.metadata["files_not_used"]
+    assert re.fullmatch(r"file \d+ of the study", dropped["file"])
+
+
+@pytest.mark.parametrize("intercept", [0, -20000])
+def test_values_that_are_no_hu_are_told(tmp_path, intercept):
+    small_study(tmp_path, series=CTSeries(random_hu(), edit=edit(RescaleIntercept=intercept)))
+    repairs = only_case(tmp_path).read().repairs
+    assert "NOT repaired: values do not look like HU, written as they are" in repairs
 
 
 def test_one_study_of_two_patients_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -127,6 +128,19 @@ class CTSeries:
             files.append(folder / f"{name}.dcm")
             one.save_as(files[-1], enforce_file_format=True)
         return files
+
+
+def as_raw_datasets(files: Sequence[Path], is_implicit: bool = False, ending: str = ".dcm") -> list[Path]:
+    """The same data sets without preamble and meta header, as an old archive or a network dump has them."""
+    renamed = []
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        file.unlink()
+        del dataset.file_meta
+        dataset.preamble = None
+        renamed.append(file.with_suffix(ending))
+        pydicom.dcmwrite(renamed[-1], dataset, implicit_vr=is_implicit, little_endian=True)
+    return renamed
 
 
 def random_hu(shape: tuple[int, int, int] = (24, 12, 10), seed: int = 0) -> NDArray:
