@@ -15,11 +15,13 @@ Scans of SOURCE without a label map join the unlabelled ones. Licence and citati
 
 Each image becomes an LPS array (x to the patient's left, y to posterior, z to superior); the values of the voxels and
 their places in the patient do not change. A label map lies on the grid of its image, in any axis order. It holds
-background=0 and infection=1 unless --label-names says otherwise; one with any other value is rejected.
+background=0 and infection=1 unless --label-names says otherwise. --label-values 255=1 takes 255 for 1, values that miss
+an integer by 0.001 or less are rounded (both stand in the report), and a map with any other value is rejected.
 
-The channel CT promises Hounsfield units. Nothing is rescaled: a volume whose values do not look like HU is written as
-it is, and the report says so. DICOM series must be CT: slope and intercept are applied, and localisers, reformats,
-series with missing slices (unless --allow-gaps) or fewer than --min-slices are rejected with the reason.
+The channel CT promises Hounsfield units. Nothing is rescaled: a volume in stored values (1024 too high) is rejected,
+one whose values do not look like HU for another reason is written as it is, and the report says so. DICOM series must
+be CT: slope and intercept are applied, and localisers, reformats, series with missing slices (unless --allow-gaps) or
+fewer than --min-slices are rejected with the reason.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.data.hounsfield import not_hounsfield
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
 from nnunet_synth.dataset_conversion.dicom_checks import MIN_SLICES, check_series
 from nnunet_synth.dataset_conversion.dicom_series import Series, scan_series
 from nnunet_synth.dataset_conversion.dicom_voxels import read_series
+from nnunet_synth.dataset_conversion.label_values import as_labels
 from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
-from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned, value_counts
+from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +73,7 @@ class Options:
         channel: nnU-Net's channel name; `CT` = Hounsfield units, another is standardised per image.
         min_slices: DICOM series with fewer are rejected.
         allow_gaps: interpolate missing DICOM slices instead of rejecting the series.
+        label_values: value in the label maps → value in `label_names`, or pairs of them; other values stay.
     """
 
     labels: Path | None = None
@@ -77,12 +82,15 @@ class Options:
     channel: str = CT
     min_slices: int = MIN_SLICES
     allow_gaps: bool = False
+    label_values: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = dict(self.label_names)
         object.__setattr__(self, "label_names", names)
         if names.get("background") != 0 or sorted(names.values()) != list(range(len(names))) or len(names) < 2:
-            raise UserError(f"label names {_named(names)}: nnU-Net needs background=0 and 1, 2, 3, … without a gap")
+            raise UserError(f"label names {_named(names)}: nnU-Net needs background=0 and 1, 2, 3, … without a gap "
+                            "(--label-values 255=1 takes 255 for 1)")
+        object.__setattr__(self, "label_values", _checked_values(self.label_values, names))
         if not self.channel:
             raise UserError("the channel needs a name: CT for Hounsfield units")
         if self.min_slices < 1:
@@ -94,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="more scans, none of them labelled")
     parser.add_argument("--label-names", type=_pair, nargs="+", metavar="NAME=VALUE", default=dict(LABELS),
                         help="what the values of the label maps mean (default: background=0 infection=1)")
+    parser.add_argument("--label-values", type=_value_pair, nargs="+", action="extend", metavar="OLD=NEW", default=[],
+                        help="values of the label maps to be taken for others, as 255=1 for masks of 0 and 255")
     parser.add_argument("--channel", default=CT, metavar="NAME",
                         help="CT (Hounsfield units, the default), or the name of another kind of image")
     parser.add_argument("--min-slices", type=int, default=Options.min_slices, metavar="N",
@@ -190,7 +200,7 @@ def _find_scans(source: str | Path, options: Options) -> list[Scan]:
         raise UserError(f"{source} holds {len(volumes)} volumes and {len(series)} DICOM series: give a folder that "
                         "holds one kind")
     if not volumes and not series:
-        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series")
+        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series{_about_pairs(files)}")
     if series:
         return _series_scans(series, options)
     return [Scan(name, (name,), parts, partial(_read_file, parts[0])) for name, parts in volumes.items()]
@@ -211,10 +221,16 @@ def _series_scans(series: Sequence[Series], options: Options) -> list[Scan]:
 def _label_maps(folder: Path | None) -> dict[str, tuple[SourceFile, ...]]:
     if folder is None:
         return {}
-    labels = _volumes(list(list_files(folder)))
+    files = list(list_files(folder))
+    labels = _volumes(files)
     if not labels:
-        raise UserError(f"{folder} holds no label maps ({', '.join(ENDINGS)})")
+        raise UserError(f"{folder} holds no label maps ({', '.join(ENDINGS)}){_about_pairs(files)}")
     return labels
+
+
+def _about_pairs(files: Sequence[SourceFile]) -> str:
+    pairs = [file for file in files if file.path.suffix.lower() == ".hdr"]
+    return f"; pairs of .hdr and .img, such as {pairs[0]}, must be converted to .nii.gz first" if pairs else ""
 
 
 def _label_of(scan: Scan, labels: Mapping[str, tuple[SourceFile, ...]]) -> tuple[SourceFile, ...]:
@@ -272,19 +288,21 @@ def safe_id(name: str) -> str:
 
 def _case(scan: Scan, label: tuple[SourceFile, ...], options: Options) -> Case:
     return Case(id=scan.id, role="labelled" if label else "unlabelled", sources=(*scan.sources, *label),
-                read=partial(read_case, scan.read, label[0] if label else None, options.label_names, options.channel))
+                read=partial(read_case, scan.read, label[0] if label else None, options))
 
 
 def read_case(read: Callable[[], tuple[SimpleITK.Image, tuple[str, ...]]], label_file: SourceFile | None,
-              label_names: Mapping[str, int], channel: str) -> CaseContent:
+              options: Options) -> CaseContent:
     """One scan and its label map as LPS arrays. Raises UserError with the reason why it cannot be used."""
     import SimpleITK
     image, repairs = read()
     values = SimpleITK.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
-    is_odd = channel == CT and not (LOWEST_HU <= lowest <= AIR_BELOW and highest >= BONE_ABOVE)
+    if options.channel == CT and (reason := not_hounsfield(values)):
+        raise UserError(f"the image {reason}, or give the images another name than CT with --channel")
+    is_odd = options.channel == CT and not (LOWEST_HU <= lowest <= AIR_BELOW and highest >= BONE_ABOVE)
     warning = ("NOT repaired: values do not look like HU, written as they are",) if is_odd else ()
-    label, of_label = (None, ()) if label_file is None else _read_label(label_file, label_names)
+    label, of_label = (None, ()) if label_file is None else _read_label(label_file, options)
     return CaseContent((image,), label,
                        repairs=(*repairs, *(f"label map: {one}" for one in of_label if one not in repairs), *warning),
                        metadata={"lowest_value": lowest, "highest_value": highest})
@@ -302,13 +320,10 @@ def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> tuple[Sim
     return read_series(series)
 
 
-def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+def _read_label(file: SourceFile, options: Options) -> tuple[SimpleITK.Image, tuple[str, ...]]:
     stored = read_volume(file)
-    unnamed = [value for value in value_counts(stored) if value not in label_names.values()]
-    if unnamed:
-        raise UserError(f"{file} holds {len(unnamed)} value(s) without a name, {unnamed[:5]}: name them with "
-                        f"--label-names {_named(label_names)} …")
-    return to_lps(stored), turned(stored)
+    label, repairs = as_labels(stored, str(file), options.label_names, options.label_values)
+    return to_lps(label), (*turned(stored), *repairs)
 
 
 def _pair(text: str) -> tuple[str, int]:
@@ -316,6 +331,23 @@ def _pair(text: str) -> tuple[str, int]:
     if not name or not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as in infection=1")
     return name, int(value)
+
+
+def _value_pair(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(-?\d{1,9})=(\d{1,9})", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, as in 255=1")
+    return int(match[1]), int(match[2])
+
+
+def _checked_values(pairs: Mapping[int, int] | Sequence[tuple[int, int]], names: Mapping[str, int]) -> dict[int, int]:
+    pairs = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise UserError("--label-values gives a value twice")
+    for old, new in values.items():
+        if new not in names.values():
+            raise UserError(f"--label-values {old}={new}: {new} is none of the labels {_named(names)}")
+    return values
 
 
 def _named(names: Mapping[str, int]) -> str:
