@@ -29,4 +29,4 @@ def rounded_labels(values: np.ndarray, name: str) -> tuple[np.ndarray, str]:
         value = float(values.ravel()[int(difference.argmax())])
         raise UserError(f"{name} holds values that are not integers, e.g. {value:.6g}: it is no label map, or its "
                         "header scales it (scl_slope): round its values and save them as integers")
-    return integers, f"values up to {largest:.1g} off an integer rounded" if largest else ""
+    return integers, f"values within {LARGEST_ROUNDING:g} of an integer rounded" if largest else ""

@@ -38,7 +38,7 @@ def as_labels(stored: SimpleITK.Image, name: str, label_names: Mapping[str, int]
                         f"{', '.join(f'{value:.10g}' for value in unnamed[:5])}: {_advice(unnamed, label_names)}")
     if changed:
         label = _with_values(label, changed)
-        repairs += (f"value {', '.join(f'{old:.10g} made {new}' for old, new in changed.items())}",)
+        repairs += (f"values changed: {' '.join(f'{old:.10g}={new}' for old, new in changed.items())}",)
     return label, repairs
 
 

@@ -132,10 +132,10 @@ def test_masks_of_0_and_255(scans, tmp_path):
         convert(scans, tmp_path, **both(scans))
     report = convert(scans, tmp_path, **both(scans), label_values={255: 1})
     assert [case.label_counts for case in report.cases] == [case.label_counts for case in plain.cases]
-    assert f"{len(LABELLED)} x label map: value N made 1" in report.table()
+    assert f"{len(LABELLED)} x label map: values changed: 255=1" in report.table()
     written, = (case for case in json.loads((report.folder / "conversion_report.json").read_text())["cases"]
                 if case["id"] == "ann")
-    assert written["repairs"] == ["label map: value 255 made 1"] and written["status"] == "repaired"
+    assert written["repairs"] == ["label map: values changed: 255=1"] and written["status"] == "repaired"
 
 
 def test_labels_that_a_header_scaled(scans, tmp_path):
@@ -146,7 +146,7 @@ def test_labels_that_a_header_scaled(scans, tmp_path):
     report = convert(scans, tmp_path, **both(scans))
     assert [case.label_counts for case in report.cases] == [case.label_counts for case in plain.cases]
     ann, = (case for case in report.cases if case.id == "ann")
-    assert ann.repairs == ("label map: values up to 1e-05 off an integer rounded",)
+    assert ann.repairs == ("label map: values within 0.001 of an integer rounded",)
     written = read(report.folder / "labelsTr" / "ann.nii.gz")
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(written), SimpleITK.GetArrayFromImage(label))
 

@@ -28,10 +28,10 @@ def array_of(image: SimpleITK.Image) -> list[float]:
 
 
 @pytest.mark.parametrize("stored, mapping, expected, repair", [
-    ((0, 255, 255), {255: 1}, [0, 1, 1], "value 255 made 1"),
-    ((0, 128, 255), {255: 1, 128: 0}, [0, 0, 1], "value 128 made 0, 255 made 1"),
-    ((0, 1, 2), {1: 0, 2: 1}, [0, 0, 1], "value 1 made 0, 2 made 1"),
-    ((1, 0, 0), {1: 0, 0: 1}, [0, 1, 1], "value 0 made 1, 1 made 0"),          # all at once
+    ((0, 255, 255), {255: 1}, [0, 1, 1], "values changed: 255=1"),
+    ((0, 128, 255), {255: 1, 128: 0}, [0, 0, 1], "values changed: 128=0 255=1"),
+    ((0, 1, 2), {1: 0, 2: 1}, [0, 0, 1], "values changed: 1=0 2=1"),
+    ((1, 0, 0), {1: 0, 0: 1}, [0, 1, 1], "values changed: 0=1 1=0"),          # all at once
 ])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_values_are_exchanged(stored, mapping, expected, repair, dtype):
@@ -51,7 +51,7 @@ def test_rounding_comes_before_the_values_and_is_reported():
     stored = labels(0, 254.9995, 1.0000001, dtype=np.float32)
     found, repairs = as_labels(stored, "a", NAMES, {255: 1})
     assert array_of(found) == [0, 1, 1]
-    assert repairs == ("values up to 0.0005 off an integer rounded", "value 255 made 1")
+    assert repairs == ("values within 0.001 of an integer rounded", "values changed: 255=1")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
