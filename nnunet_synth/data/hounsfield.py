@@ -16,8 +16,8 @@ def not_hounsfield(image: np.ndarray) -> str:
     beyond all scanners."""
     lowest, highest = float(image.min()), float(image.max())
     if max(-lowest, highest) > _DENSEST:
-        return (f"holds values up to {max(lowest, highest, key=abs):.3g}, which no CT in Hounsfield units has: correct "
-                "the scale in its header (scl_slope)")
+        return (f"holds values such as {max(lowest, highest, key=abs):.3g}, which no CT in Hounsfield units has: "
+                "correct the scale in its header (scl_slope)")
     low, high = (bound + INTERCEPT for bound in SOFT_TISSUE)
     if lowest >= 0 and np.mean((image > low) & (image < high)) > _SHARE_OF_TISSUE:
         return (f"holds values from {lowest:.0f} on with tissue around {INTERCEPT:.0f} instead of 0, stored values "
