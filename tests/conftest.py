@@ -67,7 +67,7 @@ def preprocess_in_this_process(root: Path, plans_file: Path) -> None:
     raw = root / "nnUNet_raw" / preprocessed.name
     dataset_json = json.loads((raw / "dataset.json").read_text())
     plans = PlansManager(str(plans_file))
-    for name in ("2d", "3d_fullres"):
+    for name in {"2d", "3d_fullres"} & set(plans.available_configurations):      # pictures have no third axis
         configuration = plans.get_configuration(name)
         folder = preprocessed / configuration.data_identifier
         folder.mkdir()

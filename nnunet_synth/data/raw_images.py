@@ -1,24 +1,28 @@
 """Reading raw images through nnU-Net's reader/writer classes, with every defect of a file told in one line.
 
 nnU-Net's readers trust their input: SimpleITK reads a truncated `.nii.gz` without a word and hands back undefined
-voxels, and NaN becomes 0 HU or travels on until a loss is NaN. Whatever reads raw images in this package does so here.
+voxels, NaN becomes 0 HU or travels on until a loss is NaN, and a header in the wrong unit makes voxels of 700 mm.
+Whatever reads raw images in this package does so here.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import math
 import re
-import struct
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnunet_synth.data.label_rounding import rounded_labels
+from nnunet_synth.data.nifti_header import NiftiHeader, is_gzip
+from nnunet_synth.data.unreadable import NIFTI, misnamed, unreadable
+from nnunet_synth.data.voxel_size import check_voxel_size
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,18 +55,22 @@ def read_image(files: Sequence[str | Path], reader_writer: BaseReaderWriter) -> 
         The image [C, z, y, x] float32 in its raw unit (HU, gray values) and nnU-Net's properties (`spacing`, …).
 
     Raises:
-        UserError: a file is missing, empty, truncated, corrupt, holds NaN or infinity, or the channels do not match.
+        UserError: a file is missing, empty, truncated, corrupt, holds NaN or infinity, has a header that readers take
+            in different ways or voxels of an impossible size, or the channels do not match.
     """
     files = [Path(file) for file in files]
     for file in files:
         check_file(file)
-    image, properties = _read(reader_writer.read_images, [str(file) for file in files], ", ".join(map(str, files)))
+    image, properties = _read(lambda: reader_writer.read_images([str(file) for file in files]), files)
     check_raw_image(image, str(files[0]))
+    _check_geometry(files[0], image, properties)
     return image, properties
 
 
 def read_segmentation(file: str | Path, reader_writer: BaseReaderWriter) -> tuple[np.ndarray, dict[str, Any]]:
     """Read one label or layout map as nnU-Net will, and check it.
+
+    Values that miss an integer by the rounding of a header are rounded, with a warning.
 
     Returns:
         The map [1, z, y, x] float32 holding integers, and nnU-Net's properties.
@@ -70,14 +78,30 @@ def read_segmentation(file: str | Path, reader_writer: BaseReaderWriter) -> tupl
     Raises:
         UserError: as `read_image`; and for several channels (an RGB picture) or values that are not integers.
     """
-    check_file(Path(file))
-    segmentation, properties = _read(reader_writer.read_seg, str(file), str(file))
+    file = Path(file)
+    check_file(file)
+    segmentation, properties = _read(lambda: reader_writer.read_seg(str(file)), [file])
     check_raw_image(segmentation, str(file))
     if segmentation.shape[0] != 1:
         raise UserError(f"{file} has {segmentation.shape[0]} channels: a label map has one (save it as gray integers)")
-    if not np.array_equal(segmentation, np.rint(segmentation)):
-        raise UserError(f"{file} holds values that are not integers: it is no label map")
+    _check_geometry(file, segmentation, properties)
+    segmentation, repair = rounded_labels(segmentation, str(file))
+    if repair:
+        print(f"warning: {file}: {repair}; nnU-Net itself would cut them off: save it as integers", file=sys.stderr)
     return segmentation, properties
+
+
+def check_channels(image: np.ndarray, channel_names: Sequence[str], file: Path) -> None:
+    """Raise UserError if `image` [C, …], read from `file` (and others), has not the channels of the dataset.
+
+    Counted after reading: three may come from three files or from one RGB picture.
+    """
+    if len(image) == len(channel_names):
+        return
+    hint = {3: " (a colour or palette picture? save it as gray)",
+            4: " (colours and transparency? save it without transparency)"}.get(len(image), "")
+    raise UserError(f"{file} has {len(image)} channel(s){hint}, the dataset has {len(channel_names)}: "
+                    f"{', '.join(channel_names)}")
 
 
 def check_raw_image(array: np.ndarray, name: str) -> None:
@@ -92,7 +116,8 @@ def check_raw_image(array: np.ndarray, name: str) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Raise UserError if `file` is missing, unreadable, of zero bytes, or a NIfTI that is incomplete or not finite."""
+    """Raise UserError if `file` is missing, unreadable, of zero bytes, or a NIfTI that is incomplete, not finite, or
+    has a header that readers take in different ways."""
     if not file.is_file():
         raise UserError(f"{file} does not exist")
     try:
@@ -101,77 +126,65 @@ def check_file(file: Path) -> None:
                 raise UserError(f"{file} is empty (0 bytes): copy it again")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    if file.name.lower().endswith((".nii", ".nii.gz")):
+    if file.name.lower().endswith(NIFTI):
         _check_nifti(file)
 
 
-def _read(read: Any, files: Any, names: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _read(read: Callable[[], tuple[np.ndarray, dict[str, Any]]],
+          files: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
+    names = ", ".join(map(str, files))
     said = io.StringIO()                            # nnU-Net prints the reason and raises an empty RuntimeError
     try:
         with redirect_stdout(said):
-            array, properties = read(files)
+            array, properties = read()
     except MemoryError:
         raise
     except Exception as error:                      # every reader has its own zoo: OSError, SyntaxError, RuntimeError
         if "ERROR" in said.getvalue():
             raise UserError(f"{names}: the channels of one case must have the same shape and spacing") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"{names} is truncated or corrupt: copy it again ({reason})") from error
+        if isinstance(error, AssertionError):       # what nnU-Net does not support, in a file that is whole
+            raise UserError(f"{names} cannot be used: {reason}") from error
+        raise unreadable(next(filter(misnamed, files), files[0]), reason) from error
     if said.getvalue():
         print(said.getvalue(), end="")
     return array, properties
 
 
-def _check_nifti(file: Path) -> None:
-    """Compare the bytes with the header, and look for NaN and infinity.
+def _check_geometry(file: Path, image: np.ndarray, properties: dict[str, Any]) -> None:
+    """Of an image [C, z, y, x] and what its reader says of it."""
+    if image.ndim != 4 or len(properties["spacing"]) != 3:
+        raise UserError(f"{file} holds several values a voxel (colours?), which nnU-Net's reader takes for an axis: "
+                        "save each of them as a channel of its own")
+    check_voxel_size(file, properties["spacing"], image.shape[1:])
 
-    ITK's reader does neither: it fills what a truncated file lacks with whatever is in memory, and turns NaN and
+
+def _check_nifti(file: Path) -> None:
+    """Compare the bytes with the header, look for what readers differ in, and for NaN and infinity.
+
+    ITK's reader does nothing of it: it fills what a truncated file lacks with whatever is in memory, and turns NaN and
     infinity into 0, which in a CT is water.
     """
     try:
-        with open(file, "rb") as opened:
-            is_gzip = opened.read(2) == b"\x1f\x8b"
-        with (gzip.open if is_gzip else open)(file, "rb") as opened:
-            layout = _nifti_layout(opened.read(540))
-            if layout is None:
+        with (gzip.open if is_gzip(file) else open)(file, "rb") as opened:
+            header = NiftiHeader.parse(opened.read(540))
+            if header is None:
                 raise UserError(f"{file} is no NIfTI file, whatever its name says: copy it again")
-            offset, num_bytes, dtype = layout
-            opened.seek(offset)
+            opened.seek(header.offset)
             num_read = num_bad = 0
             while block := opened.read(1 << 22):
                 num_read += len(block)
-                if dtype.kind == "f" and len(block) % dtype.itemsize == 0:
-                    num_bad += int((~np.isfinite(np.frombuffer(block, dtype))).sum())
+                if header.dtype.kind == "f" and len(block) % header.dtype.itemsize == 0:
+                    num_bad += int((~np.isfinite(np.frombuffer(block, header.dtype))).sum())
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{file} is truncated or corrupt: copy it again ({error})") from error
-    if num_read < num_bytes:
-        raise UserError(f"{file} is truncated: {num_read:,} of {num_bytes:,} bytes of voxels are there, copy it again")
+    if num_read < header.num_bytes:
+        raise UserError(f"{file} is truncated: {num_read:,} of {header.num_bytes:,} bytes of voxels are there, copy it "
+                        "again")
+    if contradiction := header.contradiction():
+        raise UserError(f"{file} {contradiction}")
     if num_bad:
         raise UserError(_non_finite(str(file), num_bad))
-
-
-def _nifti_layout(header: bytes) -> tuple[int, int, np.dtype] | None:
-    """Offset and number of the bytes of the voxels and their type, by nifti1.h and nifti2.h; None if it is neither."""
-    for order in "<>":
-        if len(header) < 348:
-            return None
-        size = struct.unpack_from(order + "i", header, 0)[0]
-        if size == 348:
-            dim = struct.unpack_from(order + "8h", header, 40)
-            code, bits = struct.unpack_from(order + "2h", header, 70)
-            offset = struct.unpack_from(order + "f", header, 108)[0]
-        elif size == 540 and len(header) == 540:
-            code, bits = struct.unpack_from(order + "2h", header, 12)
-            dim = struct.unpack_from(order + "8q", header, 16)
-            offset = struct.unpack_from(order + "q", header, 168)[0]
-        else:
-            continue
-        if not 1 <= dim[0] <= 7:
-            return None
-        num_voxels = math.prod(max(length, 1) for length in dim[1:1 + dim[0]])
-        floating = {16: "f4", 64: "f8"}.get(code)       # the other types hold integers (or nothing nnU-Net reads)
-        return int(offset), num_voxels * bits // 8, np.dtype(order + floating if floating else "u1")
-    return None
 
 
 def _non_finite(name: str, num_bad: int) -> str:

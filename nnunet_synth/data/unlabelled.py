@@ -19,8 +19,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, inf
 
 from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, write_json
 from nnunet_synth.data.experiment import Experiment
+from nnunet_synth.data.hounsfield import not_hounsfield
 from nnunet_synth.data.layouts import RawMaps, layout_file, locations_file, preprocess_layout, stored_kinds
-from nnunet_synth.data.raw_images import read_image
+from nnunet_synth.data.raw_images import check_channels, read_image
 from nnunet_synth.errors import UserError
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
@@ -59,11 +60,15 @@ class PoolPlan:
         return json.loads(self.manifest_file.read_text())["preprocessing_sha256"] != self.preprocessing_sha256
 
     def image_files(self, case_id: str) -> list[Path]:
-        """The channels of a pool case. Raises UserError when their number is not the dataset's."""
+        """The files of a pool case: one a channel, or one that holds them all (an RGB picture), as reading will tell.
+
+        Raises:
+            UserError: their number is neither.
+        """
         ending = self.experiment.dataset_json["file_ending"]
         files = self.experiment.pool_images[case_id]
         expected = [f"{case_id}_{channel:04d}{ending}" for channel in range(len(self.experiment.channel_names))]
-        if [file.name for file in files] != expected:
+        if [file.name for file in files] not in (expected, expected[:1]):
             raise UserError(f"imagesUl holds {', '.join(file.name for file in files)} but the dataset has "
                             f"{len(expected)} channel(s): expected {', '.join(expected)}")
         return files
@@ -121,7 +126,7 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
 
     Raises:
         UserError: see `check_pool`, `PoolPlan.image_files`, `preprocess_layout`; an image that cannot be read, holds
-            NaN or Inf, or whose spacing cannot be right.
+            NaN or Inf, has other channels than the dataset, or whose spacing or Hounsfield units cannot be right.
     """
     check_pool(experiment)
     plan = PoolPlan(experiment)
@@ -153,6 +158,8 @@ def _preprocess_case(experiment: Experiment, labelled_spacings: tuple[float, flo
     case_id, image_files = case
     preprocessor = experiment.configuration_manager.preprocessor_class(verbose=False)
     image, properties = read_image(image_files, experiment.plans_manager.image_reader_writer_class())
+    check_channels(image, experiment.channel_names, image_files[0])
+    _check_intensities(image, experiment.channel_names, image_files)
     _check_spacing(labelled_spacings, properties["spacing"], image_files[0])
     data, outside, properties = preprocessor.run_case_npy(
         image, None, properties, experiment.plans_manager, experiment.configuration_manager, experiment.dataset_json)
@@ -188,6 +195,12 @@ def _labelled_spacings(experiment: Experiment) -> tuple[float, float]:
     fingerprint = json.loads((experiment.preprocessed_folder / "dataset_fingerprint.json").read_text())
     labelled = np.array(fingerprint["spacings"], dtype=float)
     return float(labelled.min()), float(labelled.max())
+
+
+def _check_intensities(image: np.ndarray, channel_names: list[str], files: list[Path]) -> None:
+    for channel, name in enumerate(channel_names):
+        if name.lower() == "ct" and (reason := not_hounsfield(image[channel])):
+            raise UserError(f"{files[min(channel, len(files) - 1)]} {reason}, or leave it out of imagesUl")
 
 
 def _check_spacing(labelled: tuple[float, float], spacing: list[float], file: Path) -> None:

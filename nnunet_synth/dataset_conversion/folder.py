@@ -18,11 +18,13 @@ Scans of SOURCE without a label map join the unlabelled ones. Licence and citati
 
 Each image becomes an LPS array (x to the patient's left, y to posterior, z to superior); the values of the voxels and
 their places in the patient do not change. A label map lies on the grid of its image, in any axis order. It holds
-background=0 and infection=1 unless --label-names says otherwise; one with any other value is rejected.
+background=0 and infection=1 unless --label-names says otherwise. --label-values 255=1 takes 255 for 1, values that miss
+an integer by 0.001 or less are rounded (both stand in the report), and a map with any other value is rejected.
 
-The channel CT promises Hounsfield units. Nothing is rescaled: a volume whose values do not look like HU is written as
-it is, and the report says so. DICOM series must be CT: slope and intercept are applied, and localisers, reformats,
-series with missing slices (unless --allow-gaps) or fewer than --min-slices are rejected with the reason.
+The channel CT promises Hounsfield units. Nothing is rescaled: a volume in stored values (1024 too high) is rejected,
+one whose values do not look like HU for another reason is written as it is, and the report says so. DICOM series must
+be CT: slope and intercept are applied, and localisers, reformats, series with missing slices (unless --allow-gaps) or
+fewer than --min-slices are rejected with the reason.
 """
 
 from __future__ import annotations
@@ -36,15 +38,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nnunet_synth.data.hounsfield import not_hounsfield
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver
 from nnunet_synth.dataset_conversion.dcm2niix_twins import find_twins, one_of
 from nnunet_synth.dataset_conversion.dicom_checks import MIN_SLICES, check_series
 from nnunet_synth.dataset_conversion.dicom_series import Series, scan_files
 from nnunet_synth.dataset_conversion.dicom_voxels import read_series
 from nnunet_synth.dataset_conversion.hu_harmonisation import hu_doubts
+from nnunet_synth.dataset_conversion.label_values import as_labels
 from nnunet_synth.dataset_conversion.sources import Source, SourceFile, list_files
 from nnunet_synth.dataset_conversion.stray_images import without_strays
-from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned, value_counts
+from nnunet_synth.dataset_conversion.volumes import compact, read_volume, to_lps, turned
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +77,7 @@ class Options:
         channel: nnU-Net's channel name; `CT` = Hounsfield units, another is standardised per image.
         min_slices: DICOM series with fewer are rejected.
         allow_gaps: interpolate missing DICOM slices instead of rejecting the series.
+        label_values: value in the label maps → value in `label_names`, or pairs of them; other values stay.
     """
 
     labels: Path | None = None
@@ -81,12 +86,15 @@ class Options:
     channel: str = CT
     min_slices: int = MIN_SLICES
     allow_gaps: bool = False
+    label_values: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = dict(self.label_names)
         object.__setattr__(self, "label_names", names)
         if names.get("background") != 0 or sorted(names.values()) != list(range(len(names))) or len(names) < 2:
-            raise UserError(f"label names {_named(names)}: nnU-Net needs background=0 and 1, 2, 3, … without a gap")
+            raise UserError(f"label names {_named(names)}: nnU-Net needs background=0 and 1, 2, 3, … without a gap "
+                            "(--label-values 255=1 takes 255 for 1)")
+        object.__setattr__(self, "label_values", _checked_values(self.label_values, names))
         if not self.channel:
             raise UserError("the channel needs a name: CT for Hounsfield units")
         if self.min_slices < 1:
@@ -98,6 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="more scans, none of them labelled")
     parser.add_argument("--label-names", type=_pair, nargs="+", metavar="NAME=VALUE", default=dict(LABELS),
                         help="what the values of the label maps mean (default: background=0 infection=1)")
+    parser.add_argument("--label-values", type=_value_pair, nargs="+", action="extend", metavar="OLD=NEW", default=[],
+                        help="values of the label maps to be taken for others, as 255=1 for masks of 0 and 255")
     parser.add_argument("--channel", default=CT, metavar="NAME",
                         help="CT (Hounsfield units, the default), or the name of another kind of image")
     parser.add_argument("--min-slices", type=int, default=Options.min_slices, metavar="N",
@@ -209,7 +219,7 @@ def _find_scans(source: str | Path, options: Options) -> tuple[list[Scan], list[
         raise UserError(f"{source} holds {len(volumes)} volumes and {len(series)} DICOM series: give a folder that "
                         "holds one kind")
     if not volumes and not series:
-        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series"
+        raise UserError(f"{source} holds no volumes ({', '.join(ENDINGS)}) and no DICOM series{_about_pairs(files)}"
                         + (f"; {passed_over[0].file} is {passed_over[0].reason}" if passed_over else ""))
     if series:
         return _series_scans(series, options), passed_over + [
@@ -265,8 +275,13 @@ def _label_maps(folder: Path | None) -> tuple[dict[str, tuple[SourceFile, ...]],
     files = list(list_files(folder))
     labels = _volumes(files)
     if not labels:
-        raise UserError(f"{folder} holds no label maps ({', '.join(ENDINGS)})")
+        raise UserError(f"{folder} holds no label maps ({', '.join(ENDINGS)}){_about_pairs(files)}")
     return labels, _of_no_volume(files, labels)
+
+
+def _about_pairs(files: Sequence[SourceFile]) -> str:
+    pairs = [file for file in files if file.path.suffix.lower() == ".hdr"]
+    return f"; pairs of .hdr and .img, such as {pairs[0]}, must be converted to .nii.gz first" if pairs else ""
 
 
 def _label_of(scan: Scan, labels: Mapping[str, tuple[SourceFile, ...]]) -> tuple[SourceFile, ...]:
@@ -324,18 +339,19 @@ def safe_id(name: str) -> str:
 
 def _case(scan: Scan, label: tuple[SourceFile, ...], options: Options) -> Case:
     return Case(id=scan.id, role="labelled" if label else "unlabelled", sources=(*scan.sources, *label),
-                read=partial(read_case, scan.read, label[0] if label else None, options.label_names, options.channel))
+                read=partial(read_case, scan.read, label[0] if label else None, options))
 
 
-def read_case(read: Callable[[], ScanContent], label_file: SourceFile | None,
-              label_names: Mapping[str, int], channel: str) -> CaseContent:
+def read_case(read: Callable[[], ScanContent], label_file: SourceFile | None, options: Options) -> CaseContent:
     """One scan and its label map as LPS arrays. Raises UserError with the reason why it cannot be used."""
     import SimpleITK
     image, repairs, metadata = read()
     values = SimpleITK.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
-    doubts = hu_doubts(lowest, highest) if channel == CT else ()
-    label, of_label = (None, ()) if label_file is None else _read_label(label_file, label_names)
+    if options.channel == CT and (reason := not_hounsfield(values)):
+        raise UserError(f"the image {reason}, or give the images another name than CT with --channel")
+    doubts = hu_doubts(lowest, highest) if options.channel == CT else ()
+    label, of_label = (None, ()) if label_file is None else _read_label(label_file, options)
     return CaseContent((image,), label,
                        repairs=(*repairs, *(f"label map: {one}" for one in of_label if one not in repairs), *doubts),
                        metadata={"lowest_value": lowest, "highest_value": highest, **metadata})
@@ -355,13 +371,10 @@ def _read_series(series: Series, min_slices: int, allow_gaps: bool) -> ScanConte
     return ScanContent(*read_series(series), {"files_not_used": not_used} if not_used else {})
 
 
-def _read_label(file: SourceFile, label_names: Mapping[str, int]) -> tuple[SimpleITK.Image, tuple[str, ...]]:
+def _read_label(file: SourceFile, options: Options) -> tuple[SimpleITK.Image, tuple[str, ...]]:
     stored = read_volume(file)
-    unnamed = [value for value in value_counts(stored) if value not in label_names.values()]
-    if unnamed:
-        raise UserError(f"{file} holds {len(unnamed)} value(s) without a name, {unnamed[:5]}: name them with "
-                        f"--label-names {_named(label_names)} …")
-    return to_lps(stored), turned(stored)
+    label, repairs = as_labels(stored, str(file), options.label_names, options.label_values)
+    return to_lps(label), (*turned(stored), *repairs)
 
 
 def _pair(text: str) -> tuple[str, int]:
@@ -369,6 +382,23 @@ def _pair(text: str) -> tuple[str, int]:
     if not name or not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as in infection=1")
     return name, int(value)
+
+
+def _value_pair(text: str) -> tuple[int, int]:
+    if not (match := re.fullmatch(r"(-?\d{1,9})=(\d{1,9})", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, as in 255=1")
+    return int(match[1]), int(match[2])
+
+
+def _checked_values(pairs: Mapping[int, int] | Sequence[tuple[int, int]], names: Mapping[str, int]) -> dict[int, int]:
+    pairs = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise UserError("--label-values gives a value twice")
+    for old, new in values.items():
+        if new not in names.values():
+            raise UserError(f"--label-values {old}={new}: {new} is none of the labels {_named(names)}")
+    return values
 
 
 def _named(names: Mapping[str, int]) -> str:

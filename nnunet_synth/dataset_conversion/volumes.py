@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_synth.data.nifti_header import IN_MILLIMETRES, NiftiHeader
 from nnunet_synth.data.raw_images import check_file
+from nnunet_synth.data.unreadable import NIFTI, unreadable
+from nnunet_synth.data.voxel_size import check_voxel_size
 from nnunet_synth.dataset_conversion.sources import SourceFile
 from nnunet_synth.errors import UserError
 
@@ -40,8 +43,9 @@ def read_volume(file: SourceFile) -> SimpleITK.Image:
     Axes that miss the right angle by the rounding of a header are made perpendicular; `turned` tells.
 
     Raises:
-        UserError: missing, empty, truncated, corrupt, NaN or infinite voxels, not 3-D (a fourth axis of length one is
-            dropped), several values a voxel, or axes that are not perpendicular.
+        UserError: missing, empty, truncated, corrupt, NaN or infinite voxels, a header that readers take in different
+            ways, voxels of an impossible size, not 3-D (a fourth axis of length one is dropped), several values a
+            voxel, or axes that are not perpendicular.
     """
     with file.on_disk() as path:
         try:
@@ -54,8 +58,9 @@ def read_volume(file: SourceFile) -> SimpleITK.Image:
                                 "axes")
             if image.GetNumberOfComponentsPerPixel() != 1:
                 raise UserError(f"{path} has {image.GetNumberOfComponentsPerPixel()} values a voxel: a CT has one")
+            check_voxel_size(path, image.GetSpacing(), image.GetSize())
             repairs += _made_perpendicular(image, path)
-            if path.name.lower().endswith((".nii", ".nii.gz")):
+            if path.name.lower().endswith(NIFTI):
                 repairs += _other_geometries(image, path)
         except UserError as error:
             raise UserError(str(error).replace(str(path), str(file))) from error
@@ -127,7 +132,7 @@ def _read(path: Path) -> tuple[SimpleITK.Image, tuple[str, ...]]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         if "orthonormal" not in reason:
-            raise UserError(f"{path} is truncated, corrupt or no image: copy it again ({reason})") from error
+            raise unreadable(path, reason) from error
     import nibabel
     repair = _checked_tilt(nibabel.load(path).affine[:3, :3], path)
     os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
@@ -172,10 +177,11 @@ def _other_geometries(image: SimpleITK.Image, path: Path) -> tuple[str, ...]:
         return (f"no orientation in the header: axes taken as {orientation(image)}, as nnU-Net does",)
     corners = np.array(list(product(*([0, length - 1] for length in image.GetSize()))))
     places = np.array([image.TransformIndexToPhysicalPoint(corner) for corner in corners.tolist()])
+    in_mm = IN_MILLIMETRES.get(NiftiHeader.read(path).unit, 1.0)        # nibabel leaves metres and microns as they are
     said = []
     for name, affine in forms.items():
         if affine is not None:
-            others = (corners @ affine[:3, :3].T + affine[:3, 3]) * (-1, -1, 1)         # NIfTI is RAS, ITK LPS
+            others = (corners @ affine[:3, :3].T + affine[:3, 3]) * in_mm * (-1, -1, 1)         # NIfTI is RAS, ITK LPS
             distance = np.linalg.norm(others - places, axis=1).max()
             if distance > _SAME_PLACE * min(image.GetSpacing()):
                 said.append(f"the {name} of the header puts voxels up to {distance:.1f} mm elsewhere: ignored, as "

@@ -28,6 +28,7 @@ from nnunet_synth import __version__
 from nnunet_synth.atomic import write_json
 from nnunet_synth.data.raw_images import check_file, check_raw_image
 from nnunet_synth.data.splits import PARTS, check_split, load_splits, splits_file
+from nnunet_synth.data.voxel_size import check_voxel_size
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import SUFFIX, CaseReport, ConversionReport, write_metadata
 from nnunet_synth.dataset_conversion.sources import Source, scratch_folder
@@ -239,6 +240,7 @@ def _check_content(case: Case, content: CaseContent, description: DatasetDescrip
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise UserError(f"{image.GetNumberOfComponentsPerPixel()} values a voxel, expected one")
         check_raw_image(SimpleITK.GetArrayViewFromImage(image), "the image")
+        check_voxel_size("the image", image.GetSpacing(), image.GetSize())
         _check_geometry(image, reference, "channels")
     for map_image, name, declared in ((content.label, "label", description.labels),
                                       (content.layout, "layout", {"none": 0, **description.layout_labels})):

@@ -145,7 +145,18 @@ def test_implausible_spacing(raw: Path) -> None:
     image = sitk.ReadImage(str(path))
     image.SetSpacing([0.001, 0.001, 0.005])         # metres
     sitk.WriteImage(image, str(path))
-    with pytest.raises(UserError, match="spacing"):
+    with pytest.raises(UserError, match=r"are its numbers metres instead of millimetres\?"):
+        preprocess_pool(load_experiment(701, "2d"))
+    image.SetSpacing([20, 20, 50])                  # a size that scans have, but none of this dataset
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(UserError, match="has spacing .* the labelled cases"):
+        preprocess_pool(load_experiment(701, "2d"))
+
+
+def test_stored_values_among_hounsfield_units(raw: Path) -> None:
+    path = raw / "imagesUl" / "phantom_ul_000_0000.nii.gz"
+    rewrite(path, lambda image: (image + 1024).clip(0, 4095))
+    with pytest.raises(UserError, match="phantom_ul_000_0000.nii.gz holds values from 0 on with tissue around 1024"):
         preprocess_pool(load_experiment(701, "2d"))
 
 

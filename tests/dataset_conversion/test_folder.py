@@ -115,11 +115,49 @@ def test_labels_of_several_kinds(scans, tmp_path):
     label[0, 0, 0] = 2
     SimpleITK.WriteImage(label, str(file))
     with pytest.raises(UserError, match=r"labelled case ann was rejected: .*ann.nii.gz holds 1 value\(s\) without a "
-                                        r"name, \[2\]: name them with --label-names background=0 infection=1 …"):
+                                        r"name, 2: name them with --label-names background=0 infection=1 NAME2=2, or "
+                                        r"say which label they are, for example --label-values 2=1;"):
         convert(scans, tmp_path, **both(scans))
     report = convert(scans, tmp_path, **both(scans), label_names=[("background", 0), ("ggo", 1), ("fluid", 2)])
     assert next(case for case in report.cases if case.id == "ann").label_counts["2"] == 1
     assert json.loads((report.folder / "dataset.json").read_text())["labels"] == {"background": 0, "ggo": 1, "fluid": 2}
+
+
+def test_masks_of_0_and_255(scans, tmp_path):
+    plain = convert(scans, tmp_path / "plain", **both(scans))
+    for file in (scans.parent / "labels").iterdir():
+        SimpleITK.WriteImage(read(file) * 255, str(file))
+    with pytest.raises(UserError, match=r"ann.nii.gz holds 1 value\(s\) without a name, 255: say which label they are, "
+                                        r"for example --label-values 255=1 \("):
+        convert(scans, tmp_path, **both(scans))
+    report = convert(scans, tmp_path, **both(scans), label_values={255: 1})
+    assert [case.label_counts for case in report.cases] == [case.label_counts for case in plain.cases]
+    assert f"{len(LABELLED)} x label map: values changed: 255=1" in report.table()
+    written, = (case for case in json.loads((report.folder / "conversion_report.json").read_text())["cases"]
+                if case["id"] == "ann")
+    assert written["repairs"] == ["label map: values changed: 255=1"] and written["status"] == "repaired"
+
+
+def test_labels_that_a_header_scaled(scans, tmp_path):
+    plain = convert(scans, tmp_path / "plain", **both(scans))
+    file = scans.parent / "labels" / "ann.nii.gz"
+    label = read(file)
+    SimpleITK.WriteImage(SimpleITK.Cast(label, SimpleITK.sitkFloat32) * 0.99999, str(file))
+    report = convert(scans, tmp_path, **both(scans))
+    assert [case.label_counts for case in report.cases] == [case.label_counts for case in plain.cases]
+    ann, = (case for case in report.cases if case.id == "ann")
+    assert ann.repairs == ("label map: values within 0.001 of an integer rounded",)
+    written = read(report.folder / "labelsTr" / "ann.nii.gz")
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(written), SimpleITK.GetArrayFromImage(label))
+
+
+def test_pairs_of_header_and_voxels_are_to_be_converted(scans, tmp_path):
+    for name in ("ann", "bob"):
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        SimpleITK.WriteImage(SimpleITK.Image(4, 4, 4, SimpleITK.sitkInt16), str(tmp_path / "pairs" / f"{name}.img"))
+    for source, labels in ((tmp_path / "pairs", None), (scans, tmp_path / "pairs")):
+        with pytest.raises(UserError, match=r"pairs of .hdr and .img, such as .*ann.hdr, must be converted to .nii.gz"):
+            list(find_cases(source, Options(labels=labels)))
 
 
 def rescaled(scans: Path, change) -> None:
@@ -129,8 +167,15 @@ def rescaled(scans: Path, change) -> None:
             SimpleITK.WriteImage(image, str(file), useCompression=file.suffix == ".mhd")
 
 
+def test_stored_values_without_their_intercept_are_no_hu(scans, tmp_path):
+    rescaled(scans, lambda hu: hu + 1024)
+    with pytest.raises(UserError, match=r"ann was rejected: the image holds values from \d+ on with tissue around 1024 "
+                                        r"instead of 0, .* subtract 1024 .* or give .* another name .*--channel"):
+        convert(scans, tmp_path, **both(scans))
+    assert not convert(scans, tmp_path, **both(scans), channel="stored").rejected
+
+
 @pytest.mark.parametrize("change", [
-    lambda hu: hu + 1024,                                   # the stored values of a scanner without its intercept
     lambda hu: (hu + 1250) * (255 / 1500),                  # windowed
     lambda hu: hu / 1000,                                   # normalised
 ])
@@ -326,8 +371,9 @@ def test_command_line_options():
     folder.add_arguments(parser)
     assert Options(**vars(parser.parse_args([]))) == Options()
     given = vars(parser.parse_args("--labels a --unlabelled b --label-names background=0 ggo=1 --channel MR "
-                                   "--min-slices 3 --allow-gaps".split()))
-    assert Options(**given) == Options(Path("a"), Path("b"), {"background": 0, "ggo": 1}, "MR", 3, True)
+                                   "--min-slices 3 --allow-gaps --label-values 255=1 2=0".split()))
+    assert Options(**given) == Options(Path("a"), Path("b"), {"background": 0, "ggo": 1}, "MR", 3, True,
+                                       {255: 1, 2: 0})
     with pytest.raises(SystemExit):
         parser.parse_args(["--label-names", "infection"])
     assert make_splits([], Options()) == []

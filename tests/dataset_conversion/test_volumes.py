@@ -16,6 +16,7 @@ from nnunet_synth.dataset_conversion.sources import SourceFile
 from nnunet_synth.dataset_conversion.volumes import compact, orientation, read_volume, to_lps, turned, value_counts
 from nnunet_synth.errors import UserError
 from tests.dataset_conversion.test_sources import write_zip
+from tests.makers.nifti import write_nifti
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -97,6 +98,32 @@ def test_a_fourth_axis_of_length_one_is_dropped(tmp_path):
     image = read_volume(save(tmp_path / "a.nii.gz", HU[..., None], affine("LAS")))
     np.testing.assert_array_equal(array_of(image), HU)
     assert orientation(image) == "LAS" and image.GetSpacing() == pytest.approx((0.7, 0.8, 5))
+
+
+@pytest.mark.parametrize("unit, factor", [(1, 1e-3), (3, 1e3)])
+def test_metres_and_microns_become_millimetres(tmp_path, unit, factor):
+    """So do the places in the header: nibabel leaves them, and nothing is said to be elsewhere."""
+    file = save(tmp_path / "a.nii", HU, np.diag([factor] * 3 + [1]) @ affine("LPS"))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[123] = unit
+    (tmp_path / "a.nii").write_bytes(content)
+    image = read_volume(file)
+    assert turned(image) == ()
+    np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.8, 5), rtol=1e-6)
+    np.testing.assert_allclose(image.GetOrigin(), np.diag([-1, -1, 1]) @ affine("LPS")[:3, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit, name", [(1, "metres"), (3, "microns")])
+def test_millimetres_called_otherwise_are_refused(tmp_path, unit, name):
+    write_nifti(tmp_path / "a.nii.gz", HU, xyzt_units=unit)
+    with pytest.raises(UserError, match=rf"a.nii.gz has voxels of .* mm: its header says that lengths are in {name}"):
+        read_volume(SourceFile(tmp_path, "a.nii.gz"))
+
+
+def test_an_intercept_without_a_slope_is_refused(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", HU, scl_slope=0, scl_inter=-1024)
+    with pytest.raises(UserError, match="which means no scaling: readers differ by 1024"):
+        read_volume(SourceFile(tmp_path, "a.nii.gz"))
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
