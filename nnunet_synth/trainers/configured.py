@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -45,6 +44,7 @@ from nnunet_synth.data.loaders import (
     with_layout_channels,
     without_benchmarks,
 )
+from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.splits import check_split, find_split, load_splits
 from nnunet_synth.data.unlabelled import preprocess_pool
@@ -110,6 +110,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         if self.settings.epochs_over_unlabelled is not None:
             self.num_epochs = self.settings.epochs_over_unlabelled
         self.epochs_per_round = self.num_epochs     # length of the learning rate's schedule
+        dataset_class(Path(self.preprocessed_dataset_folder))       # before nnU-Net trips over it
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
@@ -202,7 +203,7 @@ class ConfiguredTrainer(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """As nnU-Net's, with whatever streams a subclass puts beside the labelled one in the same processes."""
         if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            self.dataset_class = dataset_class(Path(self.preprocessed_dataset_folder))
         rotation, dummy_2d, initial_patch_size, mirror_axes = \
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         scales = self._get_deep_supervision_scales()
