@@ -20,7 +20,6 @@ from pathlib import Path
 
 from nnunet_synth.errors import UserError
 
-HELP = "check the installation and say how to mend it"
 EXAMPLE = "nnunet_synth doctor"
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
