@@ -95,6 +95,7 @@ def check_file(file: Path) -> None:
     """Raise UserError if `file` is missing, unreadable, of zero bytes, or a NIfTI that is incomplete or not finite."""
     if not file.is_file():
         raise UserError(f"{file} does not exist")
+    check_name(file)
     try:
         with open(file, "rb") as opened:
             if not opened.read(1):
@@ -103,6 +104,13 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     if file.name.lower().endswith((".nii", ".nii.gz")):
         _check_nifti(file)
+
+
+def check_name(file: Path) -> None:
+    """Raise UserError if the path is no text: SimpleITK, asked for such a file, ends the process."""
+    if any("\ud800" <= character <= "\udfff" for character in str(file)):
+        raise UserError(f"{file} has a name that is no UTF-8 text, and cannot be opened: rename it, or, where it looks "
+                        "right to you, export LC_ALL=C.UTF-8")
 
 
 def _read(read: Any, files: Any, names: str) -> tuple[np.ndarray, dict[str, Any]]:
