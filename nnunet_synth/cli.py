@@ -20,10 +20,13 @@ def main(arguments: "list[str] | None" = None) -> int:
     try:
         from nnunet_synth.console import make_printable
         from nnunet_synth.ctrl_c import keyboard_interrupt_wins
+        from nnunet_synth.environment import check_environment
         from nnunet_synth.verbs import build_parser
         make_printable()
         with keyboard_interrupt_wins():
             args = build_parser().parse_args(arguments)
+            if args.verb != "doctor":       # which tells of all that is wrong
+                check_environment()
             args.run(args)
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
