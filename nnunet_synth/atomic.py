@@ -113,7 +113,7 @@ def _refusal(folder: Path) -> OSError | None:
 def write_text(text: str, target: str | Path) -> None:
     """Write `text` (UTF-8) atomically."""
     with atomic_file(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")     # names of files may hold any byte
 
 
 def write_json(content: object, target: str | Path) -> None:

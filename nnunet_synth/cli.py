@@ -1,68 +1,49 @@
-"""`nnunet_synth VERB …`: verbs → functions, nothing else."""
+"""`nnunet_synth VERB …`: runs one verb, and says in one line how it ended.
 
-from __future__ import annotations
+What takes time to import is imported inside, so that Ctrl-C is answered from the beginning.
+"""
 
-import argparse
 import errno
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from nnunet_synth import __version__
 from nnunet_synth.errors import UserError
 
-VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "edit", "quality", "select",
-         "evaluate", "study", "demo", "doctor")
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "list[str] | None" = None) -> int:
     """Run one verb; returns the exit status: 0, or 2 with one clear line on stderr when the user can mend it."""
-    args = build_parser().parse_args(arguments)
+    is_command = arguments is None      # and not a call from Python
+    arguments = sys.argv[1:] if is_command else arguments
+    name = " ".join(["nnunet_synth", *arguments[:1]])
     try:
-        args.run(args)
+        from nnunet_synth.console import make_printable
+        from nnunet_synth.ctrl_c import keyboard_interrupt_wins
+        from nnunet_synth.environment import check_environment
+        from nnunet_synth.verbs import build_parser
+        make_printable()
+        with keyboard_interrupt_wins():
+            args = build_parser().parse_args(arguments)
+            if args.verb != "doctor":       # which tells of all that is wrong
+                check_environment()
+            args.run(args)
     except UserError as error:
-        print(f"nnunet_synth {args.verb}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:     # … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains when it flushes
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in MENDABLE:
             raise
-        print(f"nnunet_synth {args.verb}: error: {error.strerror}: {error.filename or 'while writing'}; "
-              "nothing incomplete was left behind, run the same command again when that is mended", file=sys.stderr)
+        print(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; nothing incomplete was left "
+              "behind, run the same command again when that is mended", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"nnunet_synth {args.verb}: interrupted", file=sys.stderr)
+        if is_command:
+            import signal
+            signal.signal(signal.SIGINT, signal.SIG_IGN)        # the second one, while Python ends
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; verbs of `commands/` add their own arguments."""
-    parser = argparse.ArgumentParser(prog="nnunet_synth", description="Train nnU-Net with the scans nobody labelled.")
-    parser.add_argument("--version", action="version", version=f"nnunet_synth {__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_VerbParser)
-    for verb in VERBS:
-        module = importlib.import_module(f"nnunet_synth.commands.{verb}")
-        subparser = subparsers.add_parser(verb, help=module.HELP, description=module.__doc__,
-                                          epilog=f"example:\n  {module.EXAMPLE}",
-                                          formatter_class=argparse.RawDescriptionHelpFormatter)
-        subparser.add_arguments = module.add_arguments
-        subparser.set_defaults(run=module.run)
-    return parser
-
-
-class _VerbParser(argparse.ArgumentParser):
-    """Asks its verb for the arguments only when it is that verb's turn: those of `convert` come out of the converters,
-    which import NumPy, and the other verbs shall start without."""
-
-    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
-
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
-        if self.add_arguments is not None:
-            add_arguments, self.add_arguments = self.add_arguments, None
-            add_arguments(self)
-        return super().parse_known_args(*args, **kwargs)

@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from nnunet_synth.console import make_printable
+from nnunet_synth.ctrl_c import Worker, held_back
 from nnunet_synth.errors import UserError
 
 Item = TypeVar("Item")
@@ -28,14 +30,22 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], num_
         return
     # Spawned, as nnU-Net does: forked children of a process that used torch's threads may hang.
     workers = ProcessPoolExecutor(min(num_jobs, len(items)), multiprocessing.get_context("spawn"),
-                                  initializer=_end_with_parent)
+                                  initializer=_prepare_worker)
     try:
-        yield from workers.map(function, items, chunksize=max(1, min(16, len(items) // (4 * num_jobs))))
+        with held_back():       # here they are started
+            results = workers.map(Worker(function), items, chunksize=max(1, min(16, len(items) // (4 * num_jobs))))
+        yield from results
     except BrokenProcessPool as error:
         raise UserError(f"a worker process was killed, probably for lack of memory: use fewer --jobs than {num_jobs}") \
             from error
     finally:
         workers.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    make_printable()
+    Worker.listen()
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_synth.atomic import atomic_file, atomic_folder
+from nnunet_synth.atomic import atomic_file, atomic_folder, write_text
 from nnunet_synth.errors import UserError
 
 
@@ -87,3 +87,8 @@ def test_where_there_is_room_the_error_is_its_own(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="something else"):
         write("file", tmp_path / "a.txt", RuntimeError("something else"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_names_files_whatever_bytes_are_in_their_names(tmp_path: Path) -> None:
+    write_text("| scan_\udcff → é |", tmp_path / "report.md")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "| scan_\\udcff → é |"

@@ -70,4 +70,4 @@ def test_start_up_imports_nothing_but_os():
 
 def test_the_command_line_is_light_until_a_verb_runs():
     heavy = {"torch", "nnunetv2", "numpy", "scipy", "skimage", "matplotlib", "SimpleITK"}
-    assert not heavy & newly_imported("from nnunet_synth.cli import build_parser; build_parser()")
+    assert not heavy & newly_imported("from nnunet_synth.verbs import build_parser; build_parser()")

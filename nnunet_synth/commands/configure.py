@@ -13,7 +13,6 @@ from typing import Any
 
 from nnunet_synth.errors import UserError
 
-HELP = "name a set of hyper-parameters as a configuration of the plans"
 EXAMPLE = "nnunet_synth configure 501 2d --name 2d_paper --preset paper --set epochs_over_unlabelled=10 seed=1"
 
 

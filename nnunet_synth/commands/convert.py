@@ -25,7 +25,6 @@ from nnunet_synth.errors import UserError
 if TYPE_CHECKING:
     from nnunet_synth.dataset_conversion.writer import ConversionReport
 
-HELP = "turn a public dataset into a raw nnU-Net dataset with unlabelled cases"
 EXAMPLE = "nnunet_synth convert mosmed ~/downloads/COVID19_1110 -d 521 --jobs 4"
 
 

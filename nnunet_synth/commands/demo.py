@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "the whole job on a procedural chest CT, with a report"
 EXAMPLE = "nnunet_synth demo my_demo"
 
 

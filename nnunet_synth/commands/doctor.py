@@ -18,15 +18,16 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
+from nnunet_synth.environment import nonsense, planning_environment
 from nnunet_synth.errors import UserError
 
-HELP = "check the installation and say how to mend it"
 EXAMPLE = "nnunet_synth doctor"
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 FREE_GIGABYTES = 10         # below that, a disk is called nearly full
 FOLDERS = {"nnUNet_raw": WARN, "nnUNet_preprocessed": FAIL, "nnUNet_results": FAIL}     # when not writable
 EXTRAS = {"monai": "eval", "torchmetrics": "eval", "lungmask": "lung", "kornia": "cosingan"}
+WORKERS = "nnUNet_n_proc_DA"
 VGG19_FILE = "vgg19-dcbb9e9d.pth"       # as torchvision calls it
 
 
@@ -210,10 +211,19 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
+def environment() -> Iterator[Finding]:
+    """Variables that are set to what nnU-Net, OpenMP or we cannot follow."""
+    for found in nonsense(os.environ):
+        yield Finding(FAIL if found.breaks else WARN, found.variable, found.text, found.cure)
+    if planning_environment(os.environ):
+        yield Finding(WARN, WORKERS, "is 0: nnUNetv2_plan_and_preprocess crashes with it (\"set_num_threads expects a "
+                      "positive integer\")", f"set it for the training alone: {WORKERS}=0 nnUNetv2_train …")
+
+
 def devices() -> Iterator[Finding]:
     import torch
-    workers = os.environ.get("nnUNet_n_proc_DA", "nnU-Net's default")
-    yield Finding(OK, "CPU", f"{os.cpu_count()} cores; workers for augmentation (nnUNet_n_proc_DA): {workers}")
+    workers = os.environ.get(WORKERS, "nnU-Net's default")
+    yield Finding(OK, "CPU", f"{os.cpu_count()} cores; workers for augmentation ({WORKERS}): {workers}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
@@ -254,5 +264,5 @@ def perceptual_features() -> Iterator[Finding]:
                       f"without internet: put {VGG19_FILE} there, or choose another --perceptual")
 
 
-CHECKS = (versions, torchvision_operators, registration, trainer_look_up, synthesizers, folders, devices, extras,
-          perceptual_features)
+CHECKS = (environment, versions, torchvision_operators, registration, trainer_look_up, synthesizers, folders, devices,
+          extras, perceptual_features)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from nnunet_synth.editing.resynthesis import EditedSlice
     from nnunet_synth.synthesizers.base import Synthesizer
 
-HELP = "add, change or remove lesions in a scan by shape and mean intensity"
 EXAMPLE = "nnunet_synth edit 501 2d 0 case_003 --circle 120 88 12 9 -600 --output edited"
 
 LABEL_SOURCES = ("head", "painted")

@@ -27,7 +27,6 @@ from pathlib import Path
 
 from nnunet_synth.errors import UserError
 
-HELP = "compare predictions with the truth: DSC, NSD, HD95, precision, recall, lesion-wise F1"
 EXAMPLE = "nnunet_synth evaluate predictions/ $nnUNet_raw/Dataset501_Lungs/labelsTs --tolerance 1"
 
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from nnunet_synth.data.lung_network import LungNetwork
     from nnunet_synth.data.superpixel_layouts import SuperpixelSettings
 
-HELP = "find left and right lung of every case"
 EXAMPLE = "nnunet_synth layouts 520 --method threshold --jobs 4"
 METHODS = ("threshold", "lungmask", "labels", "superpixel", "cs2")
 _MAX_FLAGGED = 20

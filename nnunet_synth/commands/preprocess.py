@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "preprocess the unlabelled pool and the layouts of a planned dataset"
 EXAMPLE = "nnunet_synth preprocess 501 2d"
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from nnunet_synth.data.slices import FoldSlices
     from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta, Trainable
 
-HELP = "train a synthesizer on the labelled training cases of a fold"
 EXAMPLE = "nnunet_synth pretrain 501 2d 0 --synthesizer sean --device cuda"
 
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from nnunet_synth.quality.sources import Selection, Source
     from nnunet_synth.quality.window import Window
 
-HELP = "compare synthetic images with real ones: FID, MM-FID, MM-STD, sharpness, noise, lesions"
 EXAMPLE = "nnunet_synth quality 501 601 --output quality_of_601"
 
 REAL = "real"           # the name of the first set

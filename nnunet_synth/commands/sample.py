@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from nnunet_synth.mask_sources.source import MaskSource
     from nnunet_synth.synthesizers.base import Slices, Synthesizer, SynthMeta
 
-HELP = "draw images with a trained synthesizer, to look at or as a dataset"
 EXAMPLE = "nnunet_synth sample 501 2d 0 --synthesizer sean --from labels -n 200 --as-dataset 601 --name Synthetic"
 
 SOURCES = ("labels", "pool", "noise")

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from nnunet_synth.selection.judging import Draw
     from nnunet_synth.selection.report import Selection
 
-HELP = "rank the checkpoints of synthesizers, and train the filter of synthetic images"
 EXAMPLE = "nnunet_synth select 501 2d 0 --segmenter nnUNetTrainer__nnUNetPlans__2d"
 
 NO_SEGMENTER = "none"

@@ -19,7 +19,6 @@ from nnunet_synth.errors import UserError
 if TYPE_CHECKING:
     from nnunet_synth.data.splits import Split
 
-HELP = "hide labels of training cases: one more fold for each label ratio"
 EXAMPLE = "nnunet_synth split 501 --of-fold 0 --labelled 10% 20% 30% --by-group '^(patient\\d+)' --seed 1"
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from nnunet_synth.study.place import Place
     from nnunet_synth.study.plan import Study
 
-HELP = "compare methods over seeds, folds and label ratios, with statistics and a report"
 EXAMPLE = "nnunet_synth study phantom --budget-minutes 60"
 
 

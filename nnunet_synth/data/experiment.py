@@ -135,11 +135,11 @@ class Experiment:
     @cached_property
     def labelled_ids(self) -> list[str]:
         """All preprocessed cases of nnU-Net's own folder."""
-        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+        from nnunet_synth.data.preprocessed_cases import dataset_class
         if not self.data_folder.is_dir():
             raise UserError(f"{self.data_folder} does not exist: run nnUNetv2_plan_and_preprocess -d "
                             f"{self.dataset_name[7:10]} -c {self.configuration_chain()[-1]}")
-        return sorted(infer_dataset_class(str(self.data_folder)).get_identifiers(str(self.data_folder)))
+        return sorted(dataset_class(self.data_folder).get_identifiers(str(self.data_folder)))
 
     @cached_property
     def pool_images(self) -> dict[str, list[Path]]:

@@ -21,6 +21,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from scipy.ndimage import label
 
+from nnunet_synth.data.background import BackgroundLoader
 from nnunet_synth.data.device_augmentation import DeviceAugmentation
 from nnunet_synth.data.device_augmentation_spatial import OUTSIDE
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout, open_map
@@ -302,5 +303,5 @@ def in_background(loader: Any, num_processes: int, num_cached: int, seeds: Seque
     """
     if num_processes == 0:
         return SingleThreadedAugmenter(loader, None)
-    return NonDetMultiThreadedAugmenter(data_loader=loader, transform=None, num_processes=num_processes,
-                                        num_cached=num_cached, seeds=seeds, pin_memory=pin_memory, wait_time=0.002)
+    return BackgroundLoader(loader, num_processes=num_processes, num_cached=num_cached, seeds=seeds,
+                            pin_memory=pin_memory, wait_time=0.002)

@@ -120,6 +120,7 @@ def check_file(file: Path) -> None:
     has a header that readers take in different ways."""
     if not file.is_file():
         raise UserError(f"{file} does not exist")
+    check_name(file)
     try:
         with open(file, "rb") as opened:
             if not opened.read(1):
@@ -128,6 +129,13 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     if file.name.lower().endswith(NIFTI):
         _check_nifti(file)
+
+
+def check_name(file: Path) -> None:
+    """Raise UserError if the path is no text: SimpleITK, asked for such a file, ends the process."""
+    if any("\ud800" <= character <= "\udfff" for character in str(file)):
+        raise UserError(f"{file} has a name that is no UTF-8 text, and cannot be opened: rename it, or, where it looks "
+                        "right to you, export LC_ALL=C.UTF-8")
 
 
 def _read(read: Callable[[], tuple[np.ndarray, dict[str, Any]]],

@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from nnunet_synth.data.experiment import Experiment
-from nnunet_synth.data.trained_model import TrainedModel, read_trained_model
+from nnunet_synth.data.trained_model import read_trained_model
+from nnunet_synth.data.trained_network import build_network
 from nnunet_synth.errors import UserError
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
@@ -75,10 +75,7 @@ def load_segmentation_features(folder: str | Path, experiment: Experiment,
     manager = PlansManager(model.plans).get_configuration(model.configuration)
     if len(manager.patch_size) != 2:
         raise UserError(f"{path} is a 3D network ({model.configuration}): perceptual features need a 2d configuration")
-    network = build_network(model)
-    if not hasattr(network, "encoder"):
-        raise UserError(f"{path} holds a {type(network).__name__}, which has no encoder: use --perceptual off")
-    return SegmentationFeatures(network.encoder, to_network)
+    return SegmentationFeatures(unet_encoder(build_network(model), path, "use --perceptual off"), to_network)
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
@@ -86,14 +83,16 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     return next((path for name in CHECKPOINTS if (path := Path(folder) / name).is_file()), None)
 
 
-def build_network(model: TrainedModel) -> nn.Module:
-    """The network of a checkpoint, with its weights, as its plans describe it."""
-    plans = PlansManager(model.plans)
-    manager = plans.get_configuration(model.configuration)
-    channels = model.dataset_json.get("channel_names") or model.dataset_json["modality"]
-    network = get_network_from_plans(manager.network_arch_class_name, manager.network_arch_init_kwargs,
-                                     manager.network_arch_init_kwargs_req_import, len(channels),
-                                     plans.get_label_manager(model.dataset_json).num_segmentation_heads,
-                                     deep_supervision=False)
-    network.load_state_dict(model.weights)
-    return network
+def unet_encoder(network: nn.Module, path: Path, cure: str) -> nn.Module:
+    """The encoder of a U-Net.
+
+    Args:
+        path, cure: where the network comes from and what to do instead, for the message.
+
+    Raises:
+        UserError: it has none that works in stages, as transformers.
+    """
+    encoder = getattr(network, "encoder", None)
+    if not hasattr(encoder, "stages") or not hasattr(encoder, "strides"):
+        raise UserError(f"{path} holds a {type(network).__name__}, which has no encoder of stages as a U-Net: {cure}")
+    return encoder

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from scipy.ndimage import binary_fill_holes
 
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, open_layout
+from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.slice_arrays import SliceArrays, random_crop, random_position
 from nnunet_synth.errors import UserError
 from nnunet_synth.progress import progress
@@ -44,7 +44,7 @@ class CaseSlices:
     def __init__(self, folder: Path, case_ids: Sequence[str], layouts_folder: Path, ignore_label: int | None = None,
                  hide_labels: bool = False, cache_bytes: int = CACHE_BYTES) -> None:
         self.case_ids = list(case_ids)
-        self._dataset = infer_dataset_class(str(folder))(str(folder), self.case_ids)
+        self._dataset = dataset_class(folder)(str(folder), self.case_ids)
         self._layouts_folder = layouts_folder
         self._ignore_label, self._hide_labels = ignore_label, hide_labels
         self._opened: dict[str, tuple[Any, Any, Any]] = {}

@@ -15,12 +15,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, write_json
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.hounsfield import not_hounsfield
 from nnunet_synth.data.layouts import RawMaps, layout_file, locations_file, preprocess_layout, stored_kinds
+from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.raw_images import check_channels, read_image
 from nnunet_synth.errors import UserError
 from nnunet_synth.parallel import parallel_map
@@ -183,7 +184,7 @@ def _preprocess_case(experiment: Experiment, labelled_spacings: tuple[float, flo
 def _preprocess_case_layout(experiment: Experiment, case: tuple[str, RawMaps]) -> None:
     case_id, raw = case
     folder = experiment.data_folder if raw.files[0].parent.name.endswith("Tr") else experiment.pool_folder
-    data, _, _, properties = infer_dataset_class(str(folder))(str(folder), [case_id]).load_case(case_id)
+    data, _, _, properties = dataset_class(folder)(str(folder), [case_id]).load_case(case_id)
     preprocess_layout(experiment, case_id, raw, data.shape[1:], properties)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_synth.atomic import write_json
-from nnunet_synth.data.raw_images import list_cases
+from nnunet_synth.data.raw_images import check_name, list_cases
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import CaseReport, ConversionReport, write_metadata
 from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest, only_writer
@@ -139,6 +139,7 @@ def _orientation_note(description: DatasetDescription, dataset: Path, content: M
     if description.num_dimensions != 3 or not images or "Reorient" in content.get("overwrite_image_reader_writer", ""):
         return ()
     case_id, files = next(iter(images.items()))
+    check_name(files[0])
     header = SimpleITK.ImageFileReader()
     header.SetFileName(str(files[0]))
     try:

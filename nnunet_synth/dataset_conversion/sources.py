@@ -92,11 +92,14 @@ class SourceFile:
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
         """A path to read it by: itself, or a temporary copy of an archive's member, removed afterwards."""
+        from nnunet_synth.data.raw_images import check_name
         if not self.is_in_archive:
+            check_name(self.root / self.name)
             yield self.root / self.name
             return
         with tempfile.TemporaryDirectory(prefix="nnunet_synth_", dir=scratch()) as folder:
             copy = Path(folder) / self.path.name
+            check_name(copy)
             with self.open() as stream, open(copy, "wb") as written:
                 shutil.copyfileobj(stream, written, 1 << 20)
             yield copy

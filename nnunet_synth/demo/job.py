@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnunet_synth.atomic import write_json
 from nnunet_synth.demo.runner import Runner, Step
+from nnunet_synth.environment import planning_environment
 from nnunet_synth.errors import UserError
 
 DATASET_ID = 900
@@ -101,9 +102,8 @@ def run_job(job: Job) -> Runner:
     runner.run(Step("draw the phantom: labelled, unlabelled and test scans of a procedural chest CT",
                     function=lambda: draw(job)))
     runner.run(Step("nnU-Net looks at the labelled scans, plans and preprocesses",
-                    # The planner calls torch.set_num_threads with nnUNet_n_proc_DA: 0 would crash it.
                     ("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "--verify_dataset_integrity", "-np", "1",
-                     "-npfp", "1"), environment=(("nnUNet_n_proc_DA", "1"),)))
+                     "-npfp", "1"), environment=tuple(planning_environment(job.environment).items())))
     runner.run(Step(f"add a small network to the plans ({SMALL}), so that a CPU can train it",
                     function=lambda: add_small_configuration(job)))
     runner.run(Step(f"hide the labels of all but {job.scale.num_visible} training scans",

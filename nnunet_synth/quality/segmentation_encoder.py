@@ -13,8 +13,9 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from nnunet_synth.data.segmentation_features import CHECKPOINTS, build_network, find_checkpoint, stage_maps
+from nnunet_synth.data.segmentation_features import CHECKPOINTS, find_checkpoint, stage_maps, unet_encoder
 from nnunet_synth.data.trained_model import read_trained_model
+from nnunet_synth.data.trained_network import build_network
 from nnunet_synth.errors import UserError
 from nnunet_synth.quality.extractor import Extractor
 
@@ -80,10 +81,8 @@ def load_segmentation_encoder(folder: str | Path, num_channels: int, device: str
     if len(channels) != num_channels:
         raise UserError(f"{path} takes {len(channels)} channel(s) ({_listed(channels.values())}), the images have "
                         f"{num_channels}: name a network for such images")
-    network = build_network(model)
-    if not hasattr(network, "encoder"):
-        raise UserError(f"{path} holds a {type(network).__name__}, which has no encoder: name another network")
-    deepest = DeepestFeatures(network.encoder).eval().requires_grad_(False).to(device)
+    encoder = unet_encoder(build_network(model), path, "name another network")
+    deepest = DeepestFeatures(encoder).eval().requires_grad_(False).to(device)
     return Extractor("segmentation", f"encoder of {model.trainer_name}, {model.plans['dataset_name']} "
                      f"{model.configuration} fold {model.fold}", deepest, Normalisation(plans, model.configuration))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
-from nnunet_synth.data.raw_images import check_file, list_cases, read_image, read_segmentation
+from nnunet_synth.data.raw_images import check_file, check_name, list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_json
 from nnunet_synth.progress import progress
@@ -249,6 +249,7 @@ def _slice_axis(files: Sequence[Path]) -> int:
     spacings = []
     for file in _evenly(list(files), MAX_HEADERS):
         if file.name.lower().endswith(VOLUMES):
+            check_name(file)
             header = SimpleITK.ImageFileReader()
             header.SetFileName(str(file))
             try:

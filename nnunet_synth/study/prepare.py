@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from nnunet_synth.atomic import write_json
 from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.splits import check_split, default_splits, load_splits, splits_file
+from nnunet_synth.environment import planning_environment
 from nnunet_synth.errors import UserError
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds
 from nnunet_synth.study.plan import ALL_LABELS, ClusterPlan, DatasetPlan, Network
@@ -68,8 +70,7 @@ class PlanNetworks(PrepareRun):
                  *(("-npfp", "1") if self.files.place.device == "cpu" else ()))]
 
     def environment(self) -> dict[str, str]:
-        # The planner calls torch.set_num_threads with nnUNet_n_proc_DA: 0 would crash it.
-        return {"nnUNet_n_proc_DA": "1"} if self.files.place.device == "cpu" else {}
+        return planning_environment({**self.files.place.environment, **os.environ})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -30,6 +29,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_synth.config import TrainerConfig
+from nnunet_synth.console import printable
 from nnunet_synth.data.device_augmentation import DeviceAugmentation
 from nnunet_synth.data.device_augmentation_spatial import Geometry
 from nnunet_synth.data.experiment import Experiment, load_experiment
@@ -45,6 +45,7 @@ from nnunet_synth.data.loaders import (
     with_layout_channels,
     without_benchmarks,
 )
+from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.splits import check_split, find_split, load_splits
 from nnunet_synth.data.unlabelled import preprocess_pool
@@ -76,8 +77,8 @@ class ConfiguredTrainer(nnUNetTrainer):
                             "nnunet_synth doctor")
         stock = PlansManager(plans).get_configuration(configuration)
         if stock.previous_stage_name is not None:
-            raise NotImplementedError(f"{type(self).__name__} does not support cascades: the layout maps travel in the "
-                                      "slot of the previous stage's segmentation; train 2d or 3d_fullres")
+            raise UserError(f"{type(self).__name__} does not support cascades: the layout maps travel in the slot of "
+                            "the previous stage's segmentation; train 2d or 3d_fullres")
         settings = TrainerConfig.from_plans_configuration(stock.configuration.get("nnunet_synth", {}))
         self.check_settings(settings)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -95,13 +96,19 @@ class ConfiguredTrainer(nnUNetTrainer):
     def check_settings(cls, settings: TrainerConfig) -> None:
         """Raise UserError for settings that this trainer cannot follow."""
 
+    def print_to_log_file(self, *args: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        # nnU-Net opens its log in whatever encoding the system has.
+        super().print_to_log_file(*map(printable, args), also_print_to_console=also_print_to_console,
+                                  add_timestamp=add_timestamp)
+
     # -- setting up --------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
-        if self.device.type == "cpu" and "OMP_NUM_THREADS" in os.environ:
+        threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        if self.device.type == "cpu" and threads.isdecimal() and int(threads) > 0:      # OpenMP ignores anything else
             # nnUNetv2_train takes all cores whatever the user said; threads that wait for one another where other work
             # is going on take several times as long as one would.
-            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+            torch.set_num_threads(int(threads))
         if self.settings.seed is not None:
             seed = self.settings.seed + self.local_rank
             random.seed(seed)
@@ -110,6 +117,7 @@ class ConfiguredTrainer(nnUNetTrainer):
         if self.settings.epochs_over_unlabelled is not None:
             self.num_epochs = self.settings.epochs_over_unlabelled
         self.epochs_per_round = self.num_epochs     # length of the learning rate's schedule
+        dataset_class(Path(self.preprocessed_dataset_folder))       # before nnU-Net trips over it
         super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
@@ -202,7 +210,7 @@ class ConfiguredTrainer(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """As nnU-Net's, with whatever streams a subclass puts beside the labelled one in the same processes."""
         if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            self.dataset_class = dataset_class(Path(self.preprocessed_dataset_folder))
         rotation, dummy_2d, initial_patch_size, mirror_axes = \
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         scales = self._get_deep_supervision_scales()

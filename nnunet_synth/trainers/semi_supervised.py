@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 
 from nnunet_synth.data.device_augmentation import DeviceAugmentation
 from nnunet_synth.data.loaders import TwoStreamLoader, UnlabelledCases, UnlabelledLoader, split_channels
+from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.unlabelled import PoolPlan
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.segmentation import PseudoLabels
@@ -96,7 +96,7 @@ class SemiSupervisedTrainer(ConfiguredTrainer):
     def unlabelled_cases(self, with_pseudo_labels: bool = True) -> UnlabelledCases:
         experiment = self.experiment
         folders = [(experiment.pool_folder, experiment.pool_ids), (experiment.data_folder, experiment.unlabelled_ids)]
-        sources = [infer_dataset_class(str(folder))(str(folder), ids) for folder, ids in folders if ids]
+        sources = [dataset_class(folder)(str(folder), ids) for folder, ids in folders if ids]
         return UnlabelledCases(sources, experiment.layouts_folder, self.settings.pool_slices == "layout",
                                self.pseudo_labels_folder() if with_pseudo_labels else None)
 

@@ -7,7 +7,6 @@ can be checked about its split is checked.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.splits import splits_file
 from nnunet_synth.data.trained_model import TrainedModel, read_trained_model
+from nnunet_synth.data.trained_network import build_network
 from nnunet_synth.data.unlabelled import PoolPlan
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.segmentation import PseudoLabels
@@ -255,28 +254,9 @@ class Teacher:
         predictor = nnUNetPredictor(**PREDICTION, perform_everything_on_device=self.device.type == "cuda",
                                     device=self.device, allow_tqdm=False)
         predictor.manual_initialization(
-            self._network(), self.seen.plans_manager, self.seen.configuration_manager, None, self.seen.dataset_json,
-            self.model.trainer_name, self.model.mirror_axes)
+            build_network(self.model).requires_grad_(False), self.seen.plans_manager, self.seen.configuration_manager,
+            None, self.seen.dataset_json, self.model.trainer_name, self.model.mirror_axes)
         return predictor
-
-    def _network(self) -> nn.Module:
-        try:
-            build = recursive_find_trainer_class_by_name(self.model.trainer_name).build_network_architecture
-        except RuntimeError as error:
-            raise UserError(f"teacher {self.model.path} was trained by {self.model.trainer_name}, which nnU-Net does "
-                            "not find here: install what brings it, or set nnUNet_extTrainer") from error
-        configuration, channels = self.seen.configuration_manager, len(self.seen.channel_names)
-        heads = self.seen.label_manager.num_segmentation_heads
-        # Its random initial weights must not cost the student random numbers: labels made earlier would change the run.
-        with torch.random.fork_rng(devices=[]):
-            if "plans_manager" in inspect.signature(build).parameters:
-                network = build(self.seen.plans_manager, configuration, channels, heads, enable_deep_supervision=False)
-            else:       # trainers written for nnU-Net before 2.8
-                network = build(configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
-                                configuration.network_arch_init_kwargs_req_import, channels, heads,
-                                enable_deep_supervision=False)
-        network.load_state_dict(self.model.weights)
-        return network.requires_grad_(False)
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

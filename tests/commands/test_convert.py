@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_synth.cli import build_parser, main
+from nnunet_synth.cli import main
 from nnunet_synth.commands.convert import convert
 from nnunet_synth.dataset_conversion import covid_semiseg
 from nnunet_synth.dataset_conversion.converter import CONVERTERS, load_converter
 from nnunet_synth.errors import UserError
+from nnunet_synth.verbs import build_parser
 from tests.conftest import set_folders
 from tests.makers.covid_semiseg import NUM_LABELLED, NUM_TEST, SLICES_OF, write_tree
 
@@ -223,7 +224,7 @@ def test_help_lists_all_converters(capsys):
 
 
 def test_the_parser_imports_nothing_heavy():
-    program = ("import sys\nfrom nnunet_synth.cli import build_parser\n"
+    program = ("import sys\nfrom nnunet_synth.verbs import build_parser\n"
                "build_parser().parse_args(['convert', 'mosmed', 'x', '-d', '1'])\n"
                "print(*sorted({'torch', 'nnunetv2', 'SimpleITK', 'pandas', 'scipy', 'skimage'} & set(sys.modules)))")
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

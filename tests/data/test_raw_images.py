@@ -1,4 +1,5 @@
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage.io import imsave
 
-from nnunet_synth.data.raw_images import check_raw_image, list_cases, read_image, read_segmentation
+from nnunet_synth.data.raw_images import check_name, check_raw_image, list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
 
 
@@ -118,3 +119,20 @@ def test_a_colour_picture_or_fractions_are_no_label_map(tmp_path, volume):
         read_segmentation(colours, NaturalImage2DIO())
     with pytest.raises(UserError, match="not integers"):
         read_segmentation(save(volume.astype(np.float32) + 0.5, tmp_path / "label.nii.gz"), SimpleITKIO())
+
+
+def test_a_name_that_is_no_text_is_refused_before_any_reader_sees_it(tmp_path, monkeypatch):
+    """Latin-1 from an old server. SimpleITK would end the process: what is here never reaches a reader."""
+    name = os.fsdecode(b"scan_\xff_0000.nii.gz")
+    try:
+        (tmp_path / name).write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system knows Unicode only")
+
+    class Reader:
+        read_images = read_seg = staticmethod(lambda files: pytest.fail("was read"))
+
+    for read in (lambda: read_image([tmp_path / name], Reader()), lambda: read_segmentation(tmp_path / name, Reader())):
+        with pytest.raises(UserError, match="name that is no UTF-8 text.*rename it"):
+            read()
+    check_name(tmp_path / "ä → b_0000.nii.gz")

@@ -399,3 +399,10 @@ def test_no_permission(public_folder):
         file, = list_files(public_folder / "file")
         unreadable(file, "cannot be read: Permission denied")
     os.chmod(public_folder / "folder", 0o755)
+
+
+def test_a_name_that_is_no_text_is_not_lent_to_a_reader(tmp_path):
+    """SimpleITK would end the process."""
+    for file in (SourceFile(tmp_path, "a_\udcff.dcm"), SourceFile(write_zip(tmp_path / "a.zip"), "a_\udcff.dcm")):
+        with pytest.raises(UserError, match="name that is no UTF-8 text"), file.on_disk():
+            pytest.fail("lent it")

@@ -229,7 +229,7 @@ def test_labels_of_another_test_set_must_mean_the_same(runs, tmp_path):
 
 def test_the_command_line_knows_what_the_study_types(planned_dataset, tmp_path):
     """Every option of the commands that make data and train what draws them."""
-    from nnunet_synth.cli import build_parser
+    from nnunet_synth.verbs import build_parser
     method = {"trainer": "SupervisedTrainer", "synthesizer": "fine"}
     runs, samples = with_methods(
         tmp_path, noise={**method, "data": "synthetic:3", "draw_for": "noise"},

@@ -194,3 +194,17 @@ def test_a_missing_dataset_says_how_it_is_made(tmp_path, monkeypatch):
     assert not first.is_done()
     with pytest.raises(UserError, match=r"dataset 701 \(lungs\) is not in nnUNet_raw: .* nnunet_synth convert mosmed"):
         first.begin()
+
+
+@pytest.mark.parametrize(("device", "set_by_user", "beside"), [
+    ("cpu", None, {"nnUNet_n_proc_DA": "1"}), ("cpu", "0", {"nnUNet_n_proc_DA": "1"}), ("cpu", "4", {}),
+    ("cuda", None, {}), ("cuda", "0", {"nnUNet_n_proc_DA": "1"}), ("cuda", "4", {})])
+def test_planning_gets_workers_whatever_a_training_has(planned_dataset, tmp_path, monkeypatch, device, set_by_user,
+                                                       beside):
+    """nnU-Net's planner cannot bear nnUNet_n_proc_DA=0."""
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    if set_by_user is not None:
+        monkeypatch.setenv("nnUNet_n_proc_DA", set_by_user)
+    runs = {run.id: run for run in runs_of(study_of(), Place.find(tmp_path / "study", device))}
+    assert runs["prepare/lungs/plan"].environment() == beside
+    assert runs["prepare/lungs/preprocess-2d"].environment() == {}

@@ -138,7 +138,7 @@ def test_cascade_is_refused_before_anything_is_written(planned_dataset: Path, ed
     plans = json.loads(plans_file.read_text())
     plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "2d"}
     plans_file.write_text(json.dumps(plans))
-    with pytest.raises(NotImplementedError, match="cascade"):
+    with pytest.raises(UserError, match="cascade"):
         make_trainer(CPSTrainer, planned_dataset, "3d_cascade_fullres")
     assert not list((planned_dataset / "nnUNet_results").iterdir())
 
