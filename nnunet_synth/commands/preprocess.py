@@ -7,6 +7,7 @@ and finds something missing, so this command is for large pools, or to find mist
 from __future__ import annotations
 
 import argparse
+import sys
 
 EXAMPLE = "nnunet_synth preprocess 501 2d"
 
@@ -38,10 +39,11 @@ def preprocess(dataset: str | int, configuration: str, plans: str = "nnUNetPlans
     from nnunetv2.configuration import default_num_processes
 
     from nnunet_synth.data.experiment import load_experiment
-    from nnunet_synth.data.unlabelled import preprocess_pool
+    from nnunet_synth.data.unlabelled import check_pool, preprocess_pool
     from nnunet_synth.errors import UserError
 
     experiment = load_experiment(dataset, configuration, plans=plans)
+    check_pool(experiment)
     if not experiment.pool_ids and not any((experiment.raw_folder / name).is_dir()
                                            for name in ("layoutsTr", "clustersTr")):
         raise UserError(f"{experiment.raw_folder} has neither imagesUl nor layoutsTr nor clustersTr: put unlabelled "
@@ -49,4 +51,6 @@ def preprocess(dataset: str | int, configuration: str, plans: str = "nnUNetPlans
     if jobs is None:
         jobs = min(default_num_processes, os.cpu_count() or 1)
     plan = preprocess_pool(experiment, num_processes=jobs, force=force)
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return len(plan.missing_cases), len(plan.missing_layouts)

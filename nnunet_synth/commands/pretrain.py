@@ -337,13 +337,14 @@ def _check_folder(folder: Path, resume: bool, force: bool) -> None:
 
 def _prepare_layouts(experiment: Experiment) -> None:
     """Layouts and clusters must lie beside the preprocessed cases; the pool comes with them, as training needs both."""
-    from nnunet_synth.data.unlabelled import PoolPlan, preprocess_pool
+    from nnunet_synth.data.unlabelled import preprocess_pool
     if not experiment.layout_labels:
         print("warning: this dataset has no layouts (layoutsTr and layoutsUl): the synthesizer only knows background "
               "and labels and must invent the anatomy; see nnunet_synth layouts --help", file=sys.stderr)
     has_maps = experiment.layout_labels or (experiment.raw_folder / "clustersTr").is_dir()
-    if has_maps and not PoolPlan(experiment).is_complete:
-        preprocess_pool(experiment)
+    if has_maps:
+        for warning in preprocess_pool(experiment).warnings:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def _remove(folder: Path) -> None:

@@ -81,6 +81,12 @@ class Experiment:
         return self.preprocessed_folder / f"{self.configuration_manager.data_identifier}_unlabelled"
 
     @property
+    def pool_notes_folder(self) -> Path:
+        """What each case of the pool was made of and what it shows, CASE.json; in the folder of the cases nnU-Net would
+        stop at it."""
+        return self.pool_folder.with_name(f"{self.pool_folder.name}_notes")
+
+    @property
     def layouts_folder(self) -> Path:
         """One int16 map a case, layout + 256 · cluster, of labelled and pool cases."""
         return self.preprocessed_folder / f"{self.configuration_manager.data_identifier}_layouts"
@@ -156,7 +162,11 @@ class Experiment:
         return list(self._cases("imagesTs"))
 
     def _cases(self, folder: str) -> dict[str, list[Path]]:
-        return list_cases(self.raw_folder / folder, self.dataset_json["file_ending"])
+        return list_cases(self.raw_folder / folder, self.file_ending)
+
+    @property
+    def file_ending(self) -> str:
+        return self.dataset_json["file_ending"]
 
     # -- labels and classes ------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from nnunet_synth.data.body_axes import DISPLAY_AXES, axes_of, canonical_order, 
 from nnunet_synth.data.chest_anatomy import is_heart_on_the_right, is_spine_in_front
 from nnunet_synth.data.lung_network import LungNetwork, find_lungs_by_network
 from nnunet_synth.data.lung_threshold import LAYOUT_LABELS, calibrate, find_lungs
+from nnunet_synth.data.misnamed import passed_over
 from nnunet_synth.data.raw_images import list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_json
@@ -127,7 +128,8 @@ def write_maps(raw_folder: Path, finder: Finder, labels: Mapping[str, int], desc
     cases = [(part, case_id, files) for part in parts
              for case_id, files in list_cases(raw_folder / f"images{part}", ending).items()]
     if not cases:
-        raise UserError(f"{raw_folder} holds no images *_0000{ending} in imagesTr or imagesUl")
+        said = [sentence for part in parts if (sentence := passed_over(raw_folder / f"images{part}", ending))]
+        raise UserError(said[0] if said else f"{raw_folder} holds no images *_0000{ending} in imagesTr or imagesUl")
     targets = [raw_folder / f"{into}s{part}" / f"{case_id}{ending}" for part, case_id, _ in cases]
     are_kept = any(target.exists() for target in targets) and not overwrite
     if into == "layout":
@@ -389,7 +391,7 @@ def write_masked_images(images: Path, masked: Path, dataset_json: Mapping[str, A
         raise UserError(f"{images} is not a folder")
     cases = list_cases(images, ending)
     if not cases:
-        raise UserError(f"{images} holds no images *_0000{ending}")
+        raise UserError(passed_over(images, ending) or f"{images} holds no images *_0000{ending}")
     if masked.exists():
         raise UserError(f"{masked} exists; choose another folder or remove it")
     # Found as SimpleITK sees the voxels, whatever reader the dataset uses, because SimpleITK writes the copy.

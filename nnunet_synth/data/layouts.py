@@ -44,11 +44,6 @@ class RawMaps:
     def files(self) -> list[Path]:
         return [file for file in (self.layout, self.cluster) if file is not None]
 
-    @property
-    def kinds(self) -> list[str]:
-        """As they are noted in the stored map."""
-        return [kind for kind, file in (("layout", self.layout), ("cluster", self.cluster)) if file is not None]
-
 
 def layout_file(experiment: Experiment, case_id: str) -> Path:
     """The stored map of a preprocessed case."""
@@ -58,6 +53,11 @@ def layout_file(experiment: Experiment, case_id: str) -> Path:
 def locations_file(experiment: Experiment, case_id: str) -> Path:
     """[n, 4] int32 rows (0, z, y, x) of voxels inside the layout, drawn once."""
     return experiment.layouts_folder / f"{case_id}_locations.npy"
+
+
+def layout_note(experiment: Experiment, case_id: str) -> Path:
+    """What the stored map was made of."""
+    return experiment.layouts_folder / f"{case_id}_made_of.json"
 
 
 def open_layout(layouts_folder: Path, case_id: str, shape: tuple[int, ...]) -> Any:
@@ -94,15 +94,7 @@ def preprocess_layout(experiment: Experiment, case_id: str, raw: RawMaps, image_
         _check_clusters(cluster, raw.cluster)
         resampled += CLUSTER_FACTOR * _resample(experiment, cluster, image_shape, properties)
     _write_locations(resampled, locations_file(experiment, case_id))
-    # The map last: it says that the layout is complete.
-    write_map(resampled, layout_file(experiment, case_id), tuple(experiment.configuration_manager.patch_size),
-              kinds=raw.kinds)
-
-
-def stored_kinds(experiment: Experiment, case_id: str) -> list[str]:
-    """What the stored map of a case was made of, see `RawMaps.kinds`."""
-    stored = open_map(layout_file(experiment, case_id))
-    return list(stored.schunk.vlmeta["kinds"]) if "kinds" in stored.schunk.vlmeta else ["layout"]
+    write_map(resampled, layout_file(experiment, case_id), tuple(experiment.configuration_manager.patch_size))
 
 
 def _read(experiment: Experiment, raw_file: Path, properties: dict[str, Any]) -> np.ndarray:
@@ -148,15 +140,13 @@ def open_map(path: Path) -> Any:
     return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1})
 
 
-def write_map(voxels: np.ndarray, target: Path, patch_size: tuple[int, ...], **described: Any) -> None:
-    """Store integers [z, y, x] or [1, z, y, x] so that patches of this size are read fast, with facts; atomic."""
+def write_map(voxels: np.ndarray, target: Path, patch_size: tuple[int, ...]) -> None:
+    """Store integers [z, y, x] or [1, z, y, x] so that patches of this size are read fast; atomic."""
     blocks, chunks = comp_blosc2_params((1, *voxels.shape[-3:]), patch_size, voxels.itemsize)
     with atomic_file(target) as temporary:
         temporary.unlink()          # blosc2 opens existing files instead of replacing them
-        stored = blosc2.asarray(np.ascontiguousarray(voxels), urlpath=str(temporary), chunks=chunks[-voxels.ndim:],
-                                blocks=blocks[-voxels.ndim:], cparams={"nthreads": 1})
-        for name, fact in described.items():
-            stored.schunk.vlmeta[name] = fact
+        blosc2.asarray(np.ascontiguousarray(voxels), urlpath=str(temporary), chunks=chunks[-voxels.ndim:],
+                       blocks=blocks[-voxels.ndim:], cparams={"nthreads": 1})
 
 
 def _write_locations(layout: np.ndarray, target: Path) -> None:

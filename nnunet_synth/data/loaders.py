@@ -76,9 +76,11 @@ class UnlabelledCases:
             return image, HiddenSegmentation(segmentation), layout, properties
         return image, open_map(self.pseudo_labels_folder / f"{case_id}.b2nd"), layout, properties
 
-    def stored_file(self, case_id: str) -> Path:
-        """Written last of a preprocessed case: as old as the case is."""
-        return Path(self.source_of[case_id].dataset.source_folder) / f"{case_id}.pkl"
+    def stored_files(self, case_id: str) -> list[Path]:
+        """The voxels and the properties of a preprocessed case; nnU-Net's formats differ in their ending."""
+        folder = Path(self.source_of[case_id].dataset.source_folder)
+        files = (folder / f"{case_id}{ending}" for ending in (".b2nd", ".npz", ".pkl"))
+        return [file for file in files if file.exists()]
 
     def num_slices(self) -> int:
         """How many slices along the first axis one pass over the stream holds."""

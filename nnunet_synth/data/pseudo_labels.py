@@ -15,7 +15,7 @@ from nnunet_synth.atomic import remove_abandoned
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import CLUSTER_FACTOR, write_map
 from nnunet_synth.data.loaders import UnlabelledCases, fill_holes
-from nnunet_synth.data.unlabelled import is_older
+from nnunet_synth.data.made_of import is_made_of, stamps, write_note
 from nnunet_synth.progress import progress
 
 
@@ -27,7 +27,7 @@ def pseudo_labels_folder(experiment: Experiment, key: str) -> Path:
 
 def make_pseudo_labels(cases: UnlabelledCases, case_ids: Sequence[str], folder: Path, patch_size: Sequence[int],
                        label: Callable[[np.ndarray, np.ndarray], np.ndarray], sees_layout: bool = False) -> None:
-    """Label the cases that have no pseudo-label yet, or one older than the preprocessed case.
+    """Label the cases that have no pseudo-label yet, or one of another preprocessed case than is there now.
 
     Interrupted, it continues where it stopped; a case appears complete or not at all.
 
@@ -38,13 +38,19 @@ def make_pseudo_labels(cases: UnlabelledCases, case_ids: Sequence[str], folder: 
         sees_layout: `label` depends on the layout too.
     """
     def sources(case_id: str) -> list[Path]:
-        return [cases.stored_file(case_id), *([cases.layouts_folder / f"{case_id}.b2nd"] if sees_layout else [])]
+        return [*cases.stored_files(case_id), *([cases.layouts_folder / f"{case_id}.b2nd"] if sees_layout else [])]
 
-    missing = [case_id for case_id in case_ids if is_older(folder / f"{case_id}.b2nd", *sources(case_id))]
+    def note(case_id: str) -> Path:
+        return folder / f"{case_id}_made_of.json"
+
+    missing = [case_id for case_id in case_ids if not (folder / f"{case_id}.b2nd").exists()
+               or not is_made_of(note(case_id), sources(case_id))]
     for case_id in progress(missing, "pseudo-labels", total=len(case_ids), initial=len(case_ids) - len(missing)):
+        made_of = stamps(sources(case_id))
         image, outside, layout, _ = cases.load_case(case_id)
         inside = fill_holes(torch.from_numpy(outside[0] == 0)).numpy()
         labels = label(image[:].astype(np.float32, copy=False), layout[:] % CLUSTER_FACTOR)
         target = folder / f"{case_id}.b2nd"
         remove_abandoned(target)
         write_map(np.where(inside, labels, -1).astype(np.int16)[None], target, tuple(patch_size))
+        write_note(note(case_id), made_of)

@@ -33,15 +33,26 @@ def list_cases(folder: Path, ending: str) -> dict[str, list[Path]]:
     """Case id → its channels in order, by nnU-Net's rule `CASE_dddd<ending>`, sorted by id; {} if there is no folder.
 
     Hidden files are left out: macOS puts a `._CASE_0000.nii.gz` beside each file that it copies.
+
+    Raises:
+        UserError: the folder may not be read, which is not the same as empty.
     """
-    if not folder.is_dir():
-        return {}
     pattern = re.compile(r"(?P<case>[^.].*)_\d{4}" + re.escape(ending), re.DOTALL)
     cases: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
+    for file in files_in(folder):
         if match := pattern.fullmatch(file.name):
             cases.setdefault(match["case"], []).append(file)
     return dict(sorted(cases.items()))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All that lies in a folder, sorted by name; [] if there is no folder. Raises UserError if it may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def read_image(files: Sequence[str | Path], reader_writer: BaseReaderWriter) -> tuple[np.ndarray, dict[str, Any]]:
@@ -118,13 +129,13 @@ def check_raw_image(array: np.ndarray, name: str) -> None:
 def check_file(file: Path) -> None:
     """Raise UserError if `file` is missing, unreadable, of zero bytes, or a NIfTI that is incomplete, not finite, or
     has a header that readers take in different ways."""
-    if not file.is_file():
-        raise UserError(f"{file} does not exist")
     check_name(file)
     try:
         with open(file, "rb") as opened:
             if not opened.read(1):
                 raise UserError(f"{file} is empty (0 bytes): copy it again")
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     if file.name.lower().endswith(NIFTI):

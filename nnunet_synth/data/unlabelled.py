@@ -9,33 +9,48 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, write_json
+from nnunet_synth.data.content import Content
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.hounsfield import not_hounsfield
-from nnunet_synth.data.layouts import RawMaps, layout_file, locations_file, preprocess_layout, stored_kinds
+from nnunet_synth.data.labelled_geometry import LabelledGeometry
+from nnunet_synth.data.layouts import RawMaps, layout_file, layout_note, locations_file, preprocess_layout
+from nnunet_synth.data.made_of import is_made_of, read_note, stamps, write_note
+from nnunet_synth.data.misnamed import misnamed, passed_over
+from nnunet_synth.data.pool_copies import (
+    Contents,
+    compared,
+    contents_of_labelled_and_test,
+    noted_content,
+    notes_folder,
+    refuse_copies,
+)
 from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.raw_images import check_channels, read_image
 from nnunet_synth.errors import UserError
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
-# Pool images this many times finer or coarser than any labelled one are taken for a mistake in the header.
-PLAUSIBLE_SPACING_FACTOR = 4.0
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """What has to be done before training: which cases and layouts are missing or older than their sources."""
+    """What has to be done before training: which cases and layouts are missing or made of other sources than are there
+    now."""
 
     experiment: Experiment
+    warnings: list[str] = field(default_factory=list)       # what the user should know, after it was carried out
 
     @property
     def manifest_file(self) -> Path:
@@ -60,6 +75,10 @@ class PoolPlan:
             return self.experiment.pool_folder.exists()
         return json.loads(self.manifest_file.read_text())["preprocessing_sha256"] != self.preprocessing_sha256
 
+    def note_file(self, case_id: str) -> Path:
+        """What a preprocessed case was made of and what it shows."""
+        return self.experiment.pool_notes_folder / f"{case_id}.json"
+
     def image_files(self, case_id: str) -> list[Path]:
         """The files of a pool case: one a channel, or one that holds them all (an RGB picture), as reading will tell.
 
@@ -75,38 +94,57 @@ class PoolPlan:
         return files
 
     @cached_property
-    def missing_cases(self) -> list[str]:
-        folder = self.experiment.pool_folder
+    def finished_cases(self) -> dict[str, Content]:
+        """Id → what it shows, of each case that is preprocessed with these plans from the images that are there now."""
         if self.is_stale:
-            return list(self.experiment.pool_ids)
-        return [case_id for case_id in self.experiment.pool_ids
-                if is_older(folder / f"{case_id}.pkl", *self.image_files(case_id))]
+            return {}
+        found = {case_id: noted_content(self.note_file(case_id), self.image_files(case_id))
+                 for case_id in self.experiment.pool_ids
+                 if (self.experiment.pool_folder / f"{case_id}.pkl").exists()}
+        return {case_id: content for case_id, content in found.items() if content is not None}
+
+    @property
+    def missing_cases(self) -> list[str]:
+        return [case_id for case_id in self.experiment.pool_ids if case_id not in self.finished_cases]
 
     @cached_property
     def missing_layouts(self) -> list[tuple[str, RawMaps]]:
-        """(case id, raw layout and clusters) of each map that is not stored yet, older than its sources, or made of
-        others."""
+        """(case id, raw layout and clusters) of each map that is not stored yet, or made of others, for others or with
+        other plans."""
         experiment = self.experiment
         todo = []
         for part, folder, case_ids in (("Tr", experiment.data_folder, experiment.labelled_ids),
                                        ("Ul", experiment.pool_folder, experiment.pool_ids)):
             for case_id in case_ids:
                 raw = RawMaps.find(experiment.raw_folder, part, f"{case_id}{experiment.dataset_json['file_ending']}")
-                redone = folder == experiment.pool_folder and case_id in self.missing_cases
-                sources = [*raw.files, folder / f"{case_id}.pkl"]
-                if raw.files and (redone or is_older(layout_file(experiment, case_id),
-                                                     *(path for path in sources if path.exists()))
-                                  or stored_kinds(experiment, case_id) != raw.kinds):
+                is_redone = part == "Ul" and case_id not in self.finished_cases
+                if raw.files and (is_redone or not self._has_layout_of(case_id, raw, folder)):
                     todo.append((case_id, raw))
         return todo
+
+    def _has_layout_of(self, case_id: str, raw: RawMaps, folder: Path) -> bool:
+        note, experiment = layout_note(self.experiment, case_id), self.experiment
+        stored = read_note(note)
+        return layout_file(experiment, case_id).exists() and stored is not None \
+            and stored.get("preprocessing_sha256") == self.preprocessing_sha256 \
+            and is_made_of(note, layout_sources(case_id, raw, folder))
 
     @property
     def is_complete(self) -> bool:
         return not self.missing_cases and not self.missing_layouts
 
 
+def layout_sources(case_id: str, raw: RawMaps, folder: Path) -> list[Path]:
+    """What decides how the stored map of a case looks; the .pkl in the folder of the preprocessed case says how nnU-Net
+    cropped it."""
+    return [*raw.files, folder / f"{case_id}.pkl"]
+
+
 def check_pool(experiment: Experiment) -> None:
-    """Raise UserError if an unlabelled case is also a labelled or a test case."""
+    """Raise UserError if an unlabelled case is called as a labelled or a test case, or if all files of imagesUl are
+    called in another way than nnU-Net's."""
+    if not experiment.pool_ids and (said := passed_over(experiment.raw_folder / "imagesUl", experiment.file_ending)):
+        raise UserError(said)
     pool = set(experiment.pool_ids)
     for other, where in ((experiment.labelled_ids, "labelled (imagesTr)"),
                          (experiment.test_ids, "test cases (imagesTs)")):
@@ -126,42 +164,68 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
         force: do everything again.
 
     Raises:
-        UserError: see `check_pool`, `PoolPlan.image_files`, `preprocess_layout`; an image that cannot be read, holds
-            NaN or Inf, has other channels than the dataset, or whose spacing or Hounsfield units cannot be right.
+        UserError: see `check_pool`, `pool_copies.refuse_copies`, `PoolPlan.image_files`, `preprocess_layout`; an image
+            that cannot be read, holds NaN or Inf, has other channels or dimensions than the labelled ones, or whose
+            spacing or Hounsfield units cannot be right.
     """
     check_pool(experiment)
     plan = PoolPlan(experiment)
     if force or plan.is_stale:
-        shutil.rmtree(experiment.pool_folder, ignore_errors=True)
-        shutil.rmtree(experiment.layouts_folder, ignore_errors=True)
+        for folder in (experiment.pool_folder, experiment.pool_notes_folder, experiment.layouts_folder):
+            shutil.rmtree(folder, ignore_errors=True)
         plan = PoolPlan(experiment)
     _remove_orphans(experiment)
     remove_abandoned(experiment.pool_folder)
     cases, layouts = plan.missing_cases, plan.missing_layouts
+    if experiment.pool_ids:
+        others, failed = _labelled_and_test(experiment, num_processes)
+        contents = {f"imagesUl/{case_id}": content for case_id, content in plan.finished_cases.items()}
+        refuse_copies(contents, others)
     if cases:
         experiment.pool_folder.mkdir(parents=True, exist_ok=True)
         # Written before the first case: an interrupted run must be recognised as made with these plans.
         write_json({"preprocessing_sha256": plan.preprocessing_sha256}, plan.manifest_file)
-        preprocess = partial(_preprocess_case, experiment, _labelled_spacings(experiment))
-        _for_each(preprocess, [(case_id, plan.image_files(case_id)) for case_id in cases], num_processes,
-                  "preprocessing unlabelled cases")
+        preprocess = partial(_preprocess_case, experiment, LabelledGeometry.of(experiment))
+        todo = [(case_id, plan.image_files(case_id)) for case_id in cases]
+        for case_id, content in _for_each(preprocess, todo, num_processes, "preprocessing unlabelled cases"):
+            # At once, not after hours.
+            refuse_copies({f"imagesUl/{case_id}": content}, others)
+            contents[f"imagesUl/{case_id}"] = content
+    if experiment.pool_ids:
+        plan.warnings.extend([*failed, *compared(contents, others, _copies_file(experiment))])
     if layouts:
         if not experiment.layout_labels and any(raw.layout for _, raw in layouts):
             raise UserError(f"{experiment.dataset_name} has layouts but its dataset.json does not say what their "
                             'values mean: add "nnunet_synth": {"layout_labels": {"left_lung": 1, "right_lung": 2}}')
-        _for_each(partial(_preprocess_case_layout, experiment), layouts, num_processes, "preprocessing layouts")
+        preprocess = partial(_preprocess_case_layout, experiment, plan.preprocessing_sha256)
+        for _ in _for_each(preprocess, layouts, num_processes, "preprocessing layouts"):
+            pass
+    plan.warnings.extend(misnamed(experiment))
     return plan
 
 
-def _preprocess_case(experiment: Experiment, labelled_spacings: tuple[float, float],
-                     case: tuple[str, list[Path]]) -> None:
-    """nnU-Net's preprocessing of one case without a label."""
+def _labelled_and_test(experiment: Experiment, num_processes: int) -> tuple[Contents, list[str]]:
+    return contents_of_labelled_and_test(experiment.raw_folder, notes_folder(experiment.preprocessed_folder),
+                                         experiment.file_ending, experiment.plans_manager.image_reader_writer_class,
+                                         num_processes)
+
+
+def _copies_file(experiment: Experiment) -> Path:
+    return experiment.pool_folder.with_name(f"{experiment.pool_folder.name}_copies.json")
+
+
+def _preprocess_case(experiment: Experiment, labelled: LabelledGeometry,
+                     case: tuple[str, list[Path]]) -> tuple[str, Content]:
+    """nnU-Net's preprocessing of one case without a label; returns its id and what it shows."""
     case_id, image_files = case
+    sources = stamps(image_files)
     preprocessor = experiment.configuration_manager.preprocessor_class(verbose=False)
+    labelled.check_dimensions(image_files)
     image, properties = read_image(image_files, experiment.plans_manager.image_reader_writer_class())
     check_channels(image, experiment.channel_names, image_files[0])
     _check_intensities(image, experiment.channel_names, image_files)
-    _check_spacing(labelled_spacings, properties["spacing"], image_files[0])
+    labelled.check_spacing(properties["spacing"], image_files[0])
+    content = Content.of(image)
     data, outside, properties = preprocessor.run_case_npy(
         image, None, properties, experiment.plans_manager, experiment.configuration_manager, experiment.dataset_json)
     properties["class_locations"] = {}      # nothing to oversample: nobody labelled it
@@ -177,40 +241,25 @@ def _preprocess_case(experiment: Experiment, labelled_spacings: tuple[float, flo
         temporary = Path(name)
         nnUNetDatasetBlosc2.save_case(data, outside, properties, str(temporary / case_id), chunks=chunks, blocks=blocks,
                                       chunks_seg=chunks_seg, blocks_seg=blocks_seg)
-        for ending in (".b2nd", "_seg.b2nd", ".pkl"):       # the .pkl last: it says that the case is complete
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):       # the .pkl last: it says that nnU-Net's files are complete
             (temporary / f"{case_id}{ending}").replace(folder / f"{case_id}{ending}")
+    write_note(experiment.pool_notes_folder / f"{case_id}.json", sources, **content.to_json())
+    return case_id, content
 
 
-def _preprocess_case_layout(experiment: Experiment, case: tuple[str, RawMaps]) -> None:
+def _preprocess_case_layout(experiment: Experiment, preprocessing_sha256: str, case: tuple[str, RawMaps]) -> None:
     case_id, raw = case
     folder = experiment.data_folder if raw.files[0].parent.name.endswith("Tr") else experiment.pool_folder
+    sources = stamps(layout_sources(case_id, raw, folder))
     data, _, _, properties = dataset_class(folder)(str(folder), [case_id]).load_case(case_id)
     preprocess_layout(experiment, case_id, raw, data.shape[1:], properties)
-
-
-def _labelled_spacings(experiment: Experiment) -> tuple[float, float]:
-    """The finest and the coarsest spacing of the labelled cases, mm.
-
-    Without order: which axis is the slice axis differs between scanners' exports.
-    """
-    fingerprint = json.loads((experiment.preprocessed_folder / "dataset_fingerprint.json").read_text())
-    labelled = np.array(fingerprint["spacings"], dtype=float)
-    return float(labelled.min()), float(labelled.max())
+    write_note(layout_note(experiment, case_id), sources, preprocessing_sha256=preprocessing_sha256)
 
 
 def _check_intensities(image: np.ndarray, channel_names: list[str], files: list[Path]) -> None:
     for channel, name in enumerate(channel_names):
         if name.lower() == "ct" and (reason := not_hounsfield(image[channel])):
             raise UserError(f"{files[min(channel, len(files) - 1)]} {reason}, or leave it out of imagesUl")
-
-
-def _check_spacing(labelled: tuple[float, float], spacing: list[float], file: Path) -> None:
-    finest, coarsest = labelled
-    spacing = np.asarray(spacing, dtype=float)
-    if not np.all(np.isfinite(spacing)) or spacing.min() < finest / PLAUSIBLE_SPACING_FACTOR \
-            or spacing.max() > coarsest * PLAUSIBLE_SPACING_FACTOR:
-        raise UserError(f"{file} has spacing {np.round(spacing, 4).tolist()} mm, the labelled cases "
-                        f"{finest:.4g} to {coarsest:.4g} mm: correct its header, or leave it out of imagesUl")
 
 
 def _remove_orphans(experiment: Experiment) -> None:
@@ -220,22 +269,16 @@ def _remove_orphans(experiment: Experiment) -> None:
         if path.stem not in pool:
             for ending in (".pkl", ".b2nd", "_seg.b2nd"):
                 path.with_name(path.stem + ending).unlink(missing_ok=True)
-    ending = experiment.dataset_json["file_ending"]
+            (experiment.pool_notes_folder / f"{path.stem}.json").unlink(missing_ok=True)
+    ending = experiment.file_ending
     for path in experiment.layouts_folder.glob("*.b2nd"):
         part = "Ul" if path.stem in pool else "Tr"
         if not RawMaps.find(experiment.raw_folder, part, f"{path.stem}{ending}").files:
             path.unlink()
-            locations_file(experiment, path.stem).unlink(missing_ok=True)
+            for file in (locations_file(experiment, path.stem), layout_note(experiment, path.stem)):
+                file.unlink(missing_ok=True)
 
 
-def _for_each(function: Callable[[tuple], None], items: list[tuple], num_processes: int, description: str) -> None:
-    for _ in progress(parallel_map(function, items, num_processes), description, total=len(items)):
-        pass
-
-
-def is_older(target: Path, *sources: Path) -> bool:
-    """`target` does not exist, or a source was written after it."""
-    if not target.exists():
-        return True
-    written = target.stat().st_mtime_ns
-    return any(source.stat().st_mtime_ns > written for source in sources)
+def _for_each(function: Callable[[Item], Result], items: Sequence[Item], num_processes: int,
+              description: str) -> Iterator[Result]:
+    return progress(parallel_map(function, items, num_processes), description, total=len(items))

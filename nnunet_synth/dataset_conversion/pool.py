@@ -9,11 +9,14 @@
 The new files wait in the hidden folder until all are there, then they are moved. A run that is killed while it moves is
 finished by the next one, so nobody finds half an image, or images that no report knows.
 
+A scan that is a labelled or test case already, whatever it is called there, is rejected.
+
 A source may grow: what an earlier addition of it brought stays as it is, and only the new scans are read.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +26,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnunet_synth.atomic import write_json
+from nnunet_synth.data.content import voxels_sha256
 from nnunet_synth.data.raw_images import check_name, list_cases
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import CaseReport, ConversionReport, write_metadata
@@ -57,6 +63,7 @@ def add_to_pool(found: Iterable[Case | PassedOver], description: DatasetDescript
     check_ids(cases)
     if check_only:
         cases, description = _new_ones(cases, description, dataset, source_type)
+        cases = _without_copies(cases, description, dataset, num_jobs, notes=None)
         return replace(check_cases(cases, description, dataset.name, num_jobs), passed_over=tuple(passed_over))
     options = options or {}
     with only_writer(dataset):
@@ -65,6 +72,7 @@ def add_to_pool(found: Iterable[Case | PassedOver], description: DatasetDescript
         moved = _finish_moving(unfinished, dataset)         # of a run that was killed
         if moved is None or moved["command"] != command:
             cases, description = _new_ones(cases, description, dataset, source_type)
+            cases = _without_copies(cases, description, dataset, num_jobs, _notes(dataset))
             with unfinished.kept_if_stopped():
                 report = ConversionReport(dataset.name, dataset,
                                           convert_cases(cases, description, unfinished, num_jobs),
@@ -196,3 +204,38 @@ def _without_label(case: Case, keep_layout: bool) -> Case:
 def _read_without_label(case: Case, keep_layout: bool) -> CaseContent:
     content = case.read()
     return replace(content, label=None, layout=content.layout if keep_layout else None)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Is it there already, under another name?
+
+
+def _without_copies(cases: Sequence[Case], description: DatasetDescription, dataset: Path, num_jobs: int,
+                    notes: Path | None) -> list[Case]:
+    """The same cases; one with the voxels of a labelled or test case raises UserError when it is read."""
+    from nnunet_synth.data.find_layouts import reader_writer_of
+    from nnunet_synth.data.pool_copies import contents_of_labelled_and_test
+    content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
+    reader = type(reader_writer_of(content, dataset / f"CASE{description.file_ending}"))
+    others, _ = contents_of_labelled_and_test(dataset, notes, description.file_ending, reader, num_jobs)
+    known = {other.voxels: name for name, other in others.items() if other.structure is not None}
+    return [replace(case, read=partial(_read_unless_known, case, known)) for case in cases]
+
+
+def _read_unless_known(case: Case, known: Mapping[str, str]) -> CaseContent:
+    import SimpleITK
+    content = case.read()
+    channels = [SimpleITK.GetArrayViewFromImage(image) for image in content.images]
+    same = {channel.shape for channel in channels} == {channels[0].shape}       # else the writer rejects it
+    array = np.stack(channels) if same else channels[0][None]
+    name = known.get(voxels_sha256(array if array.ndim == 4 else array[:, None]))
+    if name is not None:
+        raise UserError(f"holds the same voxels as {name} of the dataset: it would leak into the unlabelled scans")
+    return content
+
+
+def _notes(dataset: Path) -> Path | None:
+    """Where what the dataset's cases show is noted; None where it was not planned yet."""
+    from nnunet_synth.data.pool_copies import notes_folder
+    preprocessed = Path(os.environ.get("nnUNet_preprocessed", "")) / dataset.name
+    return notes_folder(preprocessed) if "nnUNet_preprocessed" in os.environ and preprocessed.is_dir() else None

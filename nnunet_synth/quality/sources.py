@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_synth.data.misnamed import passed_over
 from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
 from nnunet_synth.data.raw_images import check_file, check_name, list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
@@ -107,7 +108,8 @@ def _dataset_part(folder: Path) -> Source:
         raise UserError(f"{folder.parent / 'dataset.json'} has no file_ending: it is not nnU-Net's, restore it")
     cases = list_cases(folder, dataset_json["file_ending"])
     if not cases:
-        raise UserError(f"{folder} holds no images called CASE_0000{dataset_json['file_ending']}")
+        raise UserError(passed_over(folder, dataset_json["file_ending"])
+                        or f"{folder} holds no images called CASE_0000{dataset_json['file_ending']}")
     labels, layouts = (folder.parent / f"{kind}{folder.name[-2:]}" for kind in ("labels", "layouts"))
     return Source(folder, cases, labels if labels.is_dir() else None, layouts if layouts.is_dir() else None,
                   dataset_json["file_ending"], dataset_json)

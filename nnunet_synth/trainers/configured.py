@@ -172,7 +172,9 @@ class ConfiguredTrainer(nnUNetTrainer):
     def preprocess(self) -> None:
         """Preprocess the unlabelled cases and layouts that are missing, once for all ranks."""
         if self.local_rank == 0:
-            preprocess_pool(self.experiment, num_processes=max(1, get_allowed_n_proc_DA()))
+            plan = preprocess_pool(self.experiment, num_processes=max(1, get_allowed_n_proc_DA()))
+            for warning in plan.warnings:
+                self.print_to_log_file(f"WARNING: {warning}")
         if self.is_ddp:
             dist.barrier()
 

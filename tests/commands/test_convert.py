@@ -281,12 +281,15 @@ def test_add_to_pool(source, tmp_path, capsys):
     assert main(["convert", "covid-semiseg", str(source), "--add-to-pool", "520"]) == 0
     assert "next: nnunet_synth preprocess 520 CONFIG" in capsys.readouterr().out
     folder = tmp_path / "nnUNet_raw" / "Dataset520_COVIDSemiSeg"
-    number = NUM_LABELLED + NUM_TEST + sum(SLICES_OF.values())
+    number, copies = sum(SLICES_OF.values()), NUM_LABELLED + NUM_TEST
     assert len(list((folder / "imagesUl").glob("new_*"))) == number
     report = json.loads((folder / "conversion_report_covid-semiseg.json").read_text())
-    assert report["counts"]["unlabelled"]["written"] + report["counts"]["unlabelled"]["repaired"] == number
+    counts = report["counts"]["unlabelled"]
+    assert counts["written"] + counts.get("repaired", 0) == number and counts["rejected"] == copies
+    assert all("holds the same voxels as images" in case["reason"] for case in report["cases"]
+               if case["status"] == "rejected")
     assert main(["convert", "covid-semiseg", str(source), "--add-to-pool", "520"]) == 2
-    assert "are in Dataset520_COVIDSemiSeg already" in capsys.readouterr().err
+    assert f"none of {copies} scans can be used" in capsys.readouterr().err
     assert main(["convert", "covid-semiseg", str(source), "--add-to-pool", "77"]) == 2
     assert "dataset 77 must exist" in capsys.readouterr().err
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own convention
 
+from nnunet_synth.commands.preprocess import preprocess
 from nnunet_synth.data.experiment import load_experiment
+from nnunet_synth.data.labelled_geometry import LabelledGeometry
 from nnunet_synth.data.layouts import layout_file, locations_file
 from nnunet_synth.data.unlabelled import PoolPlan, preprocess_pool
 from nnunet_synth.errors import UserError
@@ -179,3 +181,142 @@ def test_truncated_image_leaves_nothing_half_written(raw: Path) -> None:
     with pytest.raises(UserError, match="phantom_ul_000_0000.nii.gz"):
         preprocess_pool(experiment)
     assert not list(experiment.pool_folder.iterdir())
+
+
+# -- copies under another name -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["imagesTr/phantom_tr_004", "imagesTs/phantom_ts_001"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_renamed_labelled_or_test_case_is_refused(planned_dataset: Path, raw: Path, source: str, when: str) -> None:
+    """With another type, and whether it came before or after the rest of the pool was preprocessed."""
+    if when == "after":
+        preprocess_pool(load_experiment(701, "2d"))
+    copy = raw / "imagesUl" / "phantom_ul_900_0000.nii.gz"
+    image = sitk.Cast(sitk.ReadImage(str(raw / f"{source}_0000.nii.gz")), sitk.sitkFloat64)
+    sitk.WriteImage(image, str(copy))
+    for _ in range(2):          # the second time it is known, and refused before anything is read
+        with pytest.raises(UserError, match=rf"imagesUl/phantom_ul_900 \(the same as {source}\)"):
+            preprocess_pool(load_experiment(701, "2d"))
+    copy.unlink()
+    assert preprocess_pool(load_experiment(701, "2d")).warnings == []
+    assert PoolPlan(load_experiment(701, "2d")).is_complete
+
+
+def test_a_new_test_case_that_is_in_the_pool_is_refused(planned_dataset: Path, raw: Path) -> None:
+    preprocess_pool(load_experiment(701, "2d"))
+    image = (raw / "imagesUl" / "phantom_ul_001_0000.nii.gz").read_bytes()
+    (raw / "imagesTs" / "phantom_ts_900_0000.nii.gz").write_bytes(image)
+    with pytest.raises(UserError, match=r"imagesUl/phantom_ul_001 \(the same as imagesTs/phantom_ts_900\)"):
+        preprocess_pool(load_experiment(701, "2d"))
+
+
+def test_a_mirrored_copy_is_named(planned_dataset: Path, raw: Path) -> None:
+    source = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "imagesTr" / "phantom_tr_002_0000.nii.gz")))
+    rewrite(raw / "imagesUl" / "phantom_ul_000_0000.nii.gz", lambda _: source[:, ::-1, ::-1])
+    for _ in range(2):
+        warning, = preprocess_pool(load_experiment(701, "2d")).warnings
+        assert "imagesUl/phantom_ul_000 is nearly a copy of imagesTr/phantom_tr_002 (correlation 1.0000" in warning
+
+
+def test_the_same_scan_twice_in_the_pool_is_told(planned_dataset: Path, raw: Path) -> None:
+    image = (raw / "imagesUl" / "phantom_ul_001_0000.nii.gz").read_bytes()
+    (raw / "imagesUl" / "phantom_ul_900_0000.nii.gz").write_bytes(image)
+    assert preprocess_pool(load_experiment(701, "2d")).warnings == [
+        "imagesUl/phantom_ul_001, imagesUl/phantom_ul_900 hold the same voxels: they count as often"]
+
+
+def test_an_up_to_date_pool_is_checked_without_reading_an_image(
+        planned_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preprocess_pool(load_experiment(701, "2d"))
+    for name in ("nnunet_synth.data.pool_copies.read_image", "nnunet_synth.data.unlabelled.read_image",
+                 "nnunet_synth.data.made_of._sha256", "nnunet_synth.data.pool_copies.suspicious_pairs"):
+        monkeypatch.setattr(name, None)
+    assert preprocess_pool(load_experiment(701, "2d")).missing_cases == []
+
+
+def test_an_unreadable_test_case_is_told_and_no_reason_to_stop(planned_dataset: Path, raw: Path) -> None:
+    (raw / "imagesTs" / "phantom_ts_000_0000.nii.gz").write_bytes(b"")
+    warning, = preprocess_pool(load_experiment(701, "2d")).warnings
+    assert warning.startswith("imagesTs/phantom_ts_000 was not compared with the pool: ") and "empty" in warning
+
+
+# -- another file in its place -----------------------------------------------------------------------------------------
+
+
+def test_what_is_replaced_by_an_older_copy_is_done_again(planned_dataset: Path, raw: Path) -> None:
+    preprocess_pool(load_experiment(701, "2d"))
+    image, layout = raw / "imagesUl/phantom_ul_001_0000.nii.gz", raw / "layoutsTr/phantom_tr_003.nii.gz"
+    rewrite(image, lambda voxels: voxels + np.int16(1))
+    rewrite(layout, lambda voxels: np.where(voxels == 2, 1, voxels).astype(voxels.dtype))
+    for path in (image, layout):
+        os.utime(path, (1e9, 1e9))
+    touched = raw / "imagesUl/phantom_ul_002_0000.nii.gz"
+    os.utime(touched)
+    plan = preprocess_pool(load_experiment(701, "2d"))
+    assert plan.missing_cases == ["phantom_ul_001"]
+    assert [case_id for case_id, _ in plan.missing_layouts] == ["phantom_tr_003", "phantom_ul_001"]
+    assert PoolPlan(load_experiment(701, "2d")).is_complete
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"sources": 3}'])
+def test_a_damaged_note_means_once_more(planned_dataset: Path, text: str) -> None:
+    experiment = load_experiment(701, "2d")
+    preprocess_pool(experiment)
+    (experiment.pool_notes_folder / "phantom_ul_000.json").write_text(text)
+    assert preprocess_pool(load_experiment(701, "2d")).missing_cases == ["phantom_ul_000"]
+
+
+# -- names, permissions, dimensions ------------------------------------------------------------------------------------
+
+
+def test_files_that_are_passed_over_are_named(planned_dataset: Path, raw: Path) -> None:
+    for name in ("b.nii.gz", "a_0000.NII", "._x_0000.nii.gz"):
+        (raw / "imagesUl" / name).write_bytes(b"")
+    (raw / "layoutsTr" / "phantom_tr_000_0000.nii.gz").write_bytes(b"")
+    first, second = preprocess_pool(load_experiment(701, "2d")).warnings
+    assert "imagesUl holds 2 file(s) that are not called CASE_0000.nii.gz and are passed over: a_0000.NII, b.nii.gz;" \
+        in first
+    assert "layoutsTr holds 1 file(s) that are not called CASE.nii.gz as a case of imagesTr" in second
+
+
+def test_a_pool_of_wrong_names_only_is_refused(planned_dataset: Path, raw: Path) -> None:
+    for path in (raw / "imagesUl").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000", "")))
+    with pytest.raises(UserError, match=r"imagesUl holds 3 file\(s\) that are not called CASE_0000.nii.gz .* rename"):
+        preprocess("701", "2d")
+
+
+def test_a_pool_that_may_not_be_read_is_not_empty(planned_dataset: Path, raw: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment(701, "2d")
+    preprocess_pool(experiment)
+    listed = Path.iterdir
+
+    def forbidden(folder: Path):
+        if folder.name == "imagesUl":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(UserError, match="imagesUl cannot be read: Permission denied"):
+        preprocess("701", "2d", force=True)
+    assert len(list(experiment.pool_folder.glob("*.pkl"))) == 3, "and what was made of it stays"
+
+
+@pytest.mark.parametrize(("shape", "said"), [
+    ((48, 48), "is a 2D image, the labelled ones are 3D: put its slices into one volume"),
+    ((2, 4, 48, 48), "is a 4D image, the labelled ones are 3D: save every volume of it as a case of its own")])
+def test_other_dimensions_are_called_so(planned_dataset: Path, raw: Path, shape: tuple[int, ...], said: str) -> None:
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(-1000, 500, shape).astype(np.int16), False)
+    sitk.WriteImage(image, str(raw / "imagesUl" / "phantom_ul_000_0000.nii.gz"))
+    with pytest.raises(UserError, match=f"phantom_ul_000_0000.nii.gz {said}"):
+        preprocess_pool(load_experiment(701, "2d"))
+
+
+def test_a_flat_image_has_no_slice_distance(tmp_path: Path) -> None:
+    """nnU-Net's reader makes one up: 999 times the distance of the pixels."""
+    flat = LabelledGeometry(0.5, 0.7, 2)
+    flat.check_spacing([499.5, 0.5, 0.5], tmp_path)
+    with pytest.raises(UserError, match=r"spacing \[0\.05, 0\.05\] mm, the labelled cases 0\.5 to 0\.7 mm"):
+        flat.check_spacing([49.95, 0.05, 0.05], tmp_path)

@@ -16,7 +16,7 @@ from nnunet_synth.dataset_conversion.pool import add_to_pool
 from nnunet_synth.dataset_conversion.unfinished import only_writer
 from nnunet_synth.dataset_conversion.writer import write_dataset
 from nnunet_synth.errors import UserError
-from tests.dataset_conversion.toy import DESCRIPTION, HU, LABEL, LAYOUT, case, take_reads, volume
+from tests.dataset_conversion.toy import DESCRIPTION, HU, LABEL, LAYOUT, case, hu, take_reads, volume
 
 UPRIGHT = {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}        # LPS, as converters write
 
@@ -32,7 +32,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def lying_upright():
-    return CaseContent((volume(HU, **UPRIGHT),), volume(LABEL, **UPRIGHT))
+    return CaseContent((volume(hu("a"), **UPRIGHT),), volume(LABEL, **UPRIGHT))
 
 
 def new_cases(root: Path) -> list:
@@ -53,7 +53,7 @@ def test_all_roles_join_the_pool_without_labels(dataset, tmp_path):
         "imagesUl/new1_0000.nii.gz", "imagesUl/new2_0000.nii.gz", "imagesUl/new3_0000.nii.gz", "layoutsUl/new1.nii.gz",
         "conversion_report_toy.json", "metadata_toy.csv"}
     image = SimpleITK.ReadImage(str(dataset / "imagesUl" / "new1_0000.nii.gz"))
-    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), HU)
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), hu("new1"))
     stored = json.loads((dataset / "conversion_report_toy.json").read_text())
     assert [(entry["id"], entry["role"], entry["has_label"]) for entry in stored["cases"]] == [
         (f"new{number}", "unlabelled", False) for number in (1, 2, 3)]
@@ -159,6 +159,35 @@ def test_scans_that_cannot_be_used_are_left_out_and_reported(dataset, tmp_path):
     report = add_to_pool([*new_cases(tmp_path), bad], DESCRIPTION, dataset, "toy")
     assert [entry.id for entry in report.rejected] == ["bad"] and "NaN" in report.rejected[0].reason
     assert not list((dataset / "imagesUl").glob("bad*"))
+
+
+@pytest.mark.parametrize("check_only", [False, True])
+def test_a_labelled_or_test_case_under_another_name_is_rejected(dataset, tmp_path, check_only):
+    """Its type, its place in space and its name may differ: the voxels are the same."""
+    renamed = case(tmp_path, "renamed", image=hu("a").astype(np.float32), origin=(9.0, 9.0, 9.0))
+    before = tree(dataset)
+    report = add_to_pool([*new_cases(tmp_path), renamed, case(tmp_path, "again", image=hu("t")),
+                          case(tmp_path, "other", image=hu("a")[:, ::-1])], DESCRIPTION, dataset, "toy",
+                         check_only=check_only)
+    reasons = {entry.id: entry.reason for entry in report.rejected}
+    assert reasons == {"renamed": "holds the same voxels as imagesTr/a of the dataset: it would leak into the "
+                                  "unlabelled scans",
+                       "again": "holds the same voxels as imagesTs/t of the dataset: it would leak into the unlabelled "
+                                "scans"}
+    assert not list((dataset / "imagesUl").glob("renamed*")) and len(report.usable) == 4
+    if check_only:
+        assert tree(dataset) == before
+
+
+def test_what_a_planned_dataset_shows_is_read_once(dataset, tmp_path, monkeypatch):
+    preprocessed = tmp_path / "preprocessed" / dataset.name
+    preprocessed.mkdir(parents=True)
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
+    add_to_pool([case(tmp_path, "n1")], DESCRIPTION, dataset, "toy")
+    assert sorted(path.name for path in preprocessed.rglob("*.json")) == ["a.json", "t.json"]
+    monkeypatch.setattr("nnunet_synth.data.pool_copies.read_image", None)
+    report = add_to_pool([case(tmp_path, "n2"), case(tmp_path, "n3", image=hu("a"))], DESCRIPTION, dataset, "toy")
+    assert [entry.id for entry in report.rejected] == ["n3"]
 
 
 def test_nothing_that_can_be_used(dataset, tmp_path):

@@ -11,7 +11,7 @@ import SimpleITK
 from nnunet_synth.dataset_conversion.case import Case, CaseContent
 from nnunet_synth.dataset_conversion.writer import write_dataset
 from nnunet_synth.errors import UserError
-from tests.dataset_conversion.toy import DESCRIPTION, HIDDEN, HU, LABEL, LAYOUT, case, take_reads, volume
+from tests.dataset_conversion.toy import DESCRIPTION, HIDDEN, HU, LABEL, LAYOUT, case, hu, take_reads, volume
 
 
 def read(file: Path) -> SimpleITK.Image:
@@ -28,7 +28,7 @@ def test_everything_is_written_and_read_back(tmp_path, num_jobs):
     written = {str(file.relative_to(target)) for file in target.rglob("*.nii.gz")}
     assert written == {"imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "layoutsTr/a.nii.gz", "imagesUl/u_0000.nii.gz",
                        "layoutsUl/u.nii.gz", "imagesTs/t_0000.nii.gz", "imagesTs/s_0000.nii.gz", "labelsTs/s.nii.gz"}
-    for name, expected in (("imagesTr/a_0000", HU), ("labelsTr/a", LABEL), ("layoutsUl/u", LAYOUT)):
+    for name, expected in (("imagesTr/a_0000", hu("a")), ("labelsTr/a", LABEL), ("layoutsUl/u", LAYOUT)):
         image = read(target / f"{name}.nii.gz")
         np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), expected)
         np.testing.assert_allclose(image.GetSpacing(), (0.7, 0.8, 5.0), rtol=1e-6)

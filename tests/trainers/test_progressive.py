@@ -106,13 +106,13 @@ def test_resume_is_bit_identical_between_any_two_groups(planned_dataset: Path, k
     whole = make_trainer(SemiInfNetTrainer, planned_dataset, **ONE_BY_ONE)
     whole.run_training()
     expected = list(whole.network.state_dict().values())
-    labels = {path.name: open_map(path)[:] for path in whole._labels_folder.iterdir()}
+    labels = {path.name: open_map(path)[:] for path in whole._labels_folder.glob("*.b2nd")}
     train_until_killed(make_trainer(SemiInfNetTrainer, planned_dataset, **ONE_BY_ONE), num_epochs=killed_in)
     torch.manual_seed(99)
     continued = resumed(SemiInfNetTrainer, planned_dataset, **ONE_BY_ONE)
     continued.run_training()
     assert all(map(torch.equal, expected, continued.network.state_dict().values()))
-    assert all(np.array_equal(labels[path.name], open_map(path)[:]) for path in continued._labels_folder.iterdir())
+    assert all(np.array_equal(labels[path.name], open_map(path)[:]) for path in continued._labels_folder.glob("*.b2nd"))
 
 
 def test_labels_that_another_run_left_behind_are_not_believed(planned_dataset: Path) -> None:
@@ -122,7 +122,7 @@ def test_labels_that_another_run_left_behind_are_not_believed(planned_dataset: P
         return trainer
 
     first = train()
-    for path in first._labels_folder.iterdir():
+    for path in first._labels_folder.glob("*.b2nd"):
         shape = open_map(path).shape
         path.unlink()
         write_map(np.ones(shape, np.int16), path, (32, 32))

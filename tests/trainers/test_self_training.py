@@ -275,7 +275,7 @@ def test_ranks_share_the_work(planned_dataset: Path, monkeypatch: pytest.MonkeyP
         trainer.prepare_unlabelled()
         trainer.is_ddp, trainer.local_rank = True, rank
         trainer.label_unlabelled()
-        done.append({path.stem for path in trainer.pseudo_labels_folder().iterdir()})
+        done.append({path.stem for path in trainer.pseudo_labels_folder().glob("*.b2nd")})
     assert len(done[0]) == 2 and done[1] == set(trainer.experiment.pool_ids)
 
 
@@ -313,7 +313,8 @@ def test_regions_and_ignore_label(planned_dataset: Path, labels: dict, order: li
     trainer.run_training()
     assert trainer.label_manager.has_regions == (order is not None)
     assert math.isfinite(trainer.epoch_log.read()[-1]["loss"])
-    stored = {int(label) for path in trainer.pseudo_labels_folder().iterdir() for label in np.unique(open_map(path)[:])}
+    stored = {int(label) for path in trainer.pseudo_labels_folder().glob("*.b2nd")
+              for label in np.unique(open_map(path)[:])}
     assert stored <= {0, 1, 2} - {ignore}, "nobody is taught to ignore"
 
 
