@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_synth import __version__
 from nnunet_synth.errors import UserError
+from nnunet_synth.memory import out_of_memory
 
 VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "edit", "quality", "select",
          "evaluate", "study", "demo", "doctor")
@@ -29,10 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains when it flushes
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+                               errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP):
             raise
         print(f"nnunet_synth {args.verb}: error: {error.strerror}: {error.filename or 'while writing'}; "
               "nothing incomplete was left behind, run the same command again when that is mended", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        message = out_of_memory(error, args.verb)
+        if message is None:
+            raise
+        print(f"nnunet_synth {args.verb}: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"nnunet_synth {args.verb}: interrupted", file=sys.stderr)

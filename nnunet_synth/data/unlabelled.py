@@ -22,6 +22,7 @@ from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.layouts import RawMaps, layout_file, locations_file, preprocess_layout, stored_kinds
 from nnunet_synth.data.raw_images import read_image
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_object
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
@@ -56,7 +57,9 @@ class PoolPlan:
         """The pool was preprocessed with other plans."""
         if not self.manifest_file.exists():
             return self.experiment.pool_folder.exists()
-        return json.loads(self.manifest_file.read_text())["preprocessing_sha256"] != self.preprocessing_sha256
+        cure = "remove it, and the pool is preprocessed again"
+        stored = read_object(self.manifest_file, cure, cure, "preprocessing_sha256")
+        return stored["preprocessing_sha256"] != self.preprocessing_sha256
 
     def image_files(self, case_id: str) -> list[Path]:
         """The channels of a pool case. Raises UserError when their number is not the dataset's."""
@@ -185,8 +188,14 @@ def _labelled_spacings(experiment: Experiment) -> tuple[float, float]:
 
     Without order: which axis is the slice axis differs between scanners' exports.
     """
-    fingerprint = json.loads((experiment.preprocessed_folder / "dataset_fingerprint.json").read_text())
-    labelled = np.array(fingerprint["spacings"], dtype=float)
+    path, cure = experiment.preprocessed_folder / "dataset_fingerprint.json", "run nnUNetv2_extract_fingerprint again"
+    fingerprint = read_object(path, cure, cure, "spacings")
+    try:
+        labelled = np.array(fingerprint["spacings"], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"\"spacings\" of {path} must be a list of spacings in mm: {cure}") from error
+    if not labelled.size or not np.all(np.isfinite(labelled) & (labelled > 0)):
+        raise UserError(f"\"spacings\" of {path} must be spacings above 0 mm: {cure}")
     return float(labelled.min()), float(labelled.max())
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from nnunet_synth.atomic import atomic_file, remove_abandoned, write_json
 from nnunet_synth.errors import UserError
-from nnunet_synth.json_file import read_json
+from nnunet_synth.json_file import read_object
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta, Trainable
+from nnunet_synth.synthesizers.checked_weights import load_weights, save_weights
 from nnunet_synth.synthesizers.options import config_from_json
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
@@ -46,7 +46,7 @@ def save_synthesizer(synthesizer: Trainable, folder: str | Path) -> None:
              for name, tensor in synthesizer.export_state().items()}
     remove_abandoned(folder / WEIGHTS_FILE)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary, metadata={"synthesizer": synthesizer.meta.synthesizer})
+        save_weights(state, temporary, metadata={"synthesizer": synthesizer.meta.synthesizer})
     save_meta(synthesizer.meta, folder)
 
 
@@ -108,11 +108,12 @@ def load_meta(folder: str | Path) -> SynthMeta:
     if not folder.is_dir():
         raise UserError(f"no synthesizer in {folder}: train one with nnunet_synth pretrain")
     path = folder / META_FILE
-    content = read_json(path, f"{folder} is no synthesizer, or its training stopped before the first checkpoint; run "
+    content = read_object(path, f"{folder} is no synthesizer, or its training stopped before the first checkpoint; run "
                               "nnunet_synth pretrain", "pretrain the synthesizer again")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a synthesizer's meta.json: pretrain the synthesizer again")
-    return SynthMeta.from_json(content)
+    try:
+        return SynthMeta.from_json(content)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def load_train_state(folder: str | Path) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def load_train_state(folder: str | Path) -> dict[str, Any]:
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        return load_weights(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: pretrain the synthesizer again") from error
     except SafetensorError as error:
