@@ -65,7 +65,8 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("nnUNetPlans.json", replaced("configurations", "2d", "inherits_from", by="nowhere"),
      "inherits from 'nowhere', which does not exist; there are"),
     ("nnUNetPlans.json", replaced("configurations", "2d", "inherits_from", by=["2d"]), "which does not exist"),
-    ("nnUNetPlans.json", replaced("configurations", "2d", "nnunet_synth", by=[1]), '"nnunet_synth" of configuration 2d'),
+    ("nnUNetPlans.json", replaced("configurations", "2d", "nnunet_synth", by=[1]),
+     '"nnunet_synth" of configuration 2d'),
     ("dataset.json", lambda dataset: [], "must hold a JSON object"),
     ("dataset.json", lambda dataset: {}, "has no labels, file_ending"),
     ("dataset.json", replaced("labels", by=["lesion"]), '"labels" of'),
@@ -83,6 +84,7 @@ DAMAGE: list[tuple[str, Change, str]] = [
 
 @pytest.mark.parametrize(("name", "change", "words"), DAMAGE)
 def test_files_of_a_planned_dataset(planned_dataset: Path, name: str, change: Change, words: str) -> None:
+    assert load_experiment(DATASET_ID, "2d", 0).train_ids       # writes the default folds
     path, = (planned_dataset / "nnUNet_preprocessed").glob(f"*/{name}")
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(UserError) as error:
@@ -95,6 +97,7 @@ def test_files_of_a_planned_dataset(planned_dataset: Path, name: str, change: Ch
 @pytest.mark.parametrize("name", ["nnUNetPlans.json", "dataset.json", "splits_final.json", "dataset_fingerprint.json"])
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_files_that_were_cut_off(planned_dataset: Path, name: str, share: float) -> None:
+    assert load_experiment(DATASET_ID, "2d", 0).train_ids       # writes the default folds
     path, = (planned_dataset / "nnUNet_preprocessed").glob(f"*/{name}")
     content = path.read_bytes()
     path.write_bytes(content[:int(share * len(content))])

@@ -93,7 +93,11 @@ def load_trained(folder: str | Path, find: Callable[[str], type[Trainable]],
     folder = Path(folder)
     meta = load_meta(folder)
     synthesizer_class = find(meta.synthesizer)
-    synthesizer = synthesizer_class.build(meta, config_from_json(synthesizer_class, meta.config))
+    try:
+        config = config_from_json(synthesizer_class, meta.config)
+    except UserError as error:
+        raise UserError(f"{folder / META_FILE}: {error}: copy it again, or pretrain the synthesizer again") from error
+    synthesizer = synthesizer_class.build(meta, config)
     try:
         synthesizer.load_exported(_load_weights(folder / WEIGHTS_FILE))
     except (RuntimeError, KeyError) as error:

@@ -67,7 +67,7 @@ def config_from_json(synthesizer: type[Synthesizer], content: Mapping[str, Any])
     unknown = sorted(set(content) - known)
     if unknown:
         raise UserError(f"the stored configuration of synthesizer {synthesizer.name} has unknown option(s) "
-                        f"{', '.join(unknown)}: it was written by another version, pretrain it again")
+                        f"{', '.join(unknown)}, it was written by another version")
     return synthesizer.Config(**{key: tuple(value) if isinstance(value, list) else value
                                  for key, value in content.items()})
 
