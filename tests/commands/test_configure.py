@@ -13,6 +13,8 @@ from nnunet_synth.errors import UserError
 PLANS = {
     "dataset_name": "Dataset701_Tiny",
     "plans_name": "nnUNetPlans",
+    "image_reader_writer": "SimpleITKIO",
+    "transpose_forward": [0, 1, 2],
     "foreground_intensity_properties_per_channel": {"0": {"mean": -512.3456789012345, "std": 1e-7}},
     "configurations": {
         "2d": {"data_identifier": "nnUNetPlans_2d", "batch_size": 12, "patch_size": [64, 64], "architecture": {}},
