@@ -111,7 +111,7 @@ def test_a_name_is_replaced_only_with_force(plans_file):
     (["2d", "--name", "x", "--set", "seed"], "not of the form key=value"),
     (["2d", "--name", "x", "--set", "sed=1"], "did you mean seed?"),
     (["2d", "--name", "x", "--set", "pseudo_weight=-1"], "must be at least 0"),
-    (["2d", "--name", "n" * 101], "of 101 letters.*choose at most 100"),
+    (["2d", "--name", "n" * 101], "of 101 letters"),
     (["2d", "--name", "x", "--set", "synthesizer=gan"], "unknown synthesizer 'gan'"),
     (["2d", "--name", "x", "--set", 'synthesizer_options={"nfg": 1}'], "has no option 'nfg'"),
     (["2d", "--name", "x", "--preset", "paper", "--set", "num_epochs=5"], "epochs_over_unlabelled"),
