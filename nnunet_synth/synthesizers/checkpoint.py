@@ -9,6 +9,7 @@ Every file is written beside its target and renamed, so an interrupted write lea
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,14 @@ def load_train_state(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: there is nothing to continue, run the same command without --c")
     try:
+        if zipfile.is_zipfile(path):        # torch.load does not look at the checksums that torch.save writes
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise UserError(f"{path} is damaged (checksum of {damaged}): start again with --force")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_first_line(error)}): start again with --force") from error
 
 

@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.synthesizers.checked_weights import load_weights, save_weights, tensors_sha256
-from nnunet_synth.synthesizers.checkpoint import load_synthesizer, save_meta, save_synthesizer
+from nnunet_synth.synthesizers.checkpoint import (
+    load_synthesizer,
+    load_train_state,
+    save_meta,
+    save_synthesizer,
+    save_train_state,
+)
 from nnunet_synth.synthesizers.sean import SEAN, SEANConfig
 from nnunet_synth.testing import contract_meta
 
@@ -112,3 +118,15 @@ def test_half_a_meta_json(folder: Path) -> None:
     os.truncate(folder / "meta.json", 100)
     with pytest.raises(UserError, match="is not valid JSON"):
         load_synthesizer(folder)
+
+
+def test_a_flipped_bit_of_the_train_state(tmp_path: Path) -> None:
+    """torch.load takes it without a word."""
+    save_train_state({"a": torch.arange(10_000.0)}, tmp_path)
+    assert torch.equal(load_train_state(tmp_path)["a"], torch.arange(10_000.0))
+    path = tmp_path / "train_state.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="train_state.pt is damaged .checksum of"):
+        load_train_state(tmp_path)
