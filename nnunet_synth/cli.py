@@ -9,7 +9,8 @@ import sys
 
 from nnunet_synth.errors import UserError
 
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR,
+            errno.EEXIST, errno.EISDIR, errno.ELOOP)
 
 
 def main(arguments: "list[str] | None" = None) -> int:
@@ -39,6 +40,13 @@ def main(arguments: "list[str] | None" = None) -> int:
             raise
         print(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; nothing incomplete was left "
               "behind, run the same command again when that is mended", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        from nnunet_synth.memory import out_of_memory
+        message = out_of_memory(error, " ".join(arguments[:1]))
+        if message is None:
+            raise
+        print(f"{name}: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_command:

@@ -6,51 +6,30 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
+from nnunet_synth.bounds import (
+    BATCH,
+    COUNT,
+    COUNT_OR_NONE_AT_ALL,
+    DECAY,
+    FRACTION,
+    LEARNING_RATE,
+    PROBABILITY,
+    SEED,
+    WEIGHT,
+    Bounds,
+    Settings,
+    bounded,
+    choice,
+)
 from nnunet_synth.errors import UserError
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The values that a number may have; a bound that is `open` does not belong to them."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
-        return low if math.isinf(self.high) else f"{low} and {high}"
-
-
-COUNT = Bounds(low=1)
-COUNT_OR_NONE_AT_ALL = WEIGHT = Bounds(low=0)
-PROBABILITY = Bounds(low=0, high=1, open_low=True, open_high=True)
-FRACTION = Bounds(low=0, high=1)
-
-
-def _number(default: Any, bounds: Bounds) -> Any:
-    return field(default=default, metadata={"bounds": bounds})
-
-
-def _choice(*choices: str) -> Any:
-    """The first choice is the default."""
-    return field(default=choices[0], metadata={"choices": choices})
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
+class TrainerConfig(Settings):
     """All hyper-parameters of the semi-supervised trainers; the defaults are SA-CPS with nnU-Net's schedule.
 
     Attributes:
@@ -105,59 +84,55 @@ class TrainerConfig:
     synthesizer_checkpoint: str = "final"
     synthesizer_preset: str = "default"
     synthesizer_options: Mapping[str, Any] = field(default_factory=dict)
-    num_styles: int = _number(10, COUNT)
-    style_source: str = _choice("pool_positive", "pool", "self")
-    style_average: str = _choice("present_only", "paper")
-    augment_synthetic: str = _choice("intensity", "none")
+    num_styles: int = bounded(10, BATCH)
+    style_source: str = choice("pool_positive", "pool", "self")
+    style_average: str = choice("present_only", "paper")
+    augment_synthetic: str = choice("intensity", "none")
     mask_outside_layout: bool = False
-    label_source: str = _choice("pseudo", "head")
-    synthetic_accept_threshold: float | None = _number(None, FRACTION)
+    label_source: str = choice("pseudo", "head")
+    synthetic_accept_threshold: float | None = bounded(None, FRACTION)
 
-    pseudo_weight: float = _number(0.5, WEIGHT)
-    synthetic_weight: float = _number(0.5, WEIGHT)
-    confidence_threshold: float = _number(0.5, PROBABILITY)
-    ramp_up_epochs: int | None = _number(None, COUNT_OR_NONE_AT_ALL)
+    pseudo_weight: float = bounded(0.5, WEIGHT)
+    synthetic_weight: float = bounded(0.5, WEIGHT)
+    confidence_threshold: float = bounded(0.5, PROBABILITY)
+    ramp_up_epochs: int | None = bounded(None, COUNT_OR_NONE_AT_ALL)
 
-    consistency_weight: float | None = _number(None, WEIGHT)
-    ema_decay: float = _number(0.99, Bounds(low=0, high=1, open_high=True))
-    input_noise: float = _number(0.1, WEIGHT)
-    uncertainty_passes: int = _number(8, COUNT)
-    teacher_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
-    weak_view_confidence: float = _number(0.95, Bounds(low=0, high=1, open_high=True))
-    feature_dropout: float = _number(0.5, Bounds(low=0, high=1, open_high=True))
-    ensemble_decay: float = _number(0.6, Bounds(low=0, high=1, open_high=True))
-    num_auxiliary_decoders: int = _number(5, COUNT)
-    cases_at_a_time: int = _number(5, COUNT)
-    labels_only_share: float = _number(0.3, Bounds(low=0, high=1, open_high=True))
+    consistency_weight: float | None = bounded(None, WEIGHT)
+    ema_decay: float = bounded(0.99, DECAY)
+    input_noise: float = bounded(0.1, WEIGHT)
+    uncertainty_passes: int = bounded(8, COUNT)
+    teacher_dropout: float = bounded(0.5, DECAY)
+    weak_view_confidence: float = bounded(0.95, DECAY)
+    feature_dropout: float = bounded(0.5, DECAY)
+    ensemble_decay: float = bounded(0.6, DECAY)
+    num_auxiliary_decoders: int = bounded(5, Bounds(low=1, high=64))
+    cases_at_a_time: int = bounded(5, COUNT)
+    labels_only_share: float = bounded(0.3, DECAY)
 
-    batch_size: int | None = _number(None, COUNT)
-    unlabelled_batch_size: int | None = _number(None, COUNT)
-    pool_slices: str = _choice("layout", "all")
+    batch_size: int | None = bounded(None, BATCH)
+    unlabelled_batch_size: int | None = bounded(None, BATCH)
+    pool_slices: str = choice("layout", "all")
 
     teacher: str | None = None
-    num_rounds: int = _number(1, COUNT)
-    epochs_over_unlabelled: int | None = _number(None, COUNT)
-    augmentation: str = _choice("cpu", "device")
-    seed: int | None = _number(None, Bounds(low=0, high=2**32 - 1))
-    preview_every: int = _number(10, COUNT_OR_NONE_AT_ALL)
+    num_rounds: int = bounded(1, COUNT)
+    epochs_over_unlabelled: int | None = bounded(None, COUNT)
+    augmentation: str = choice("cpu", "device")
+    seed: int | None = bounded(None, SEED)
+    preview_every: int = bounded(10, COUNT_OR_NONE_AT_ALL)
 
-    momentum: float = _number(0.99, Bounds(low=0, high=1, open_high=True))
-    num_epochs: int | None = _number(None, COUNT)
-    num_iterations_per_epoch: int | None = _number(None, COUNT)
-    num_val_iterations_per_epoch: int | None = _number(None, COUNT)
-    initial_lr: float | None = _number(None, Bounds(low=0, open_low=True))
-    weight_decay: float | None = _number(None, WEIGHT)
-    oversample_foreground_percent: float | None = _number(None, FRACTION)
+    momentum: float = bounded(0.99, DECAY)
+    num_epochs: int | None = bounded(None, COUNT)
+    num_iterations_per_epoch: int | None = bounded(None, COUNT)
+    num_val_iterations_per_epoch: int | None = bounded(None, COUNT)
+    initial_lr: float | None = bounded(None, LEARNING_RATE)
+    weight_decay: float | None = bounded(None, WEIGHT)
+    oversample_foreground_percent: float | None = bounded(None, FRACTION)
     probabilistic_oversampling: bool | None = None
-    save_every: int | None = _number(None, COUNT)
+    save_every: int | None = bounded(None, COUNT)
     enable_deep_supervision: bool | None = None
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for setting in fields(self):
-            value = _checked_type(setting.name, getattr(self, setting.name), hints[setting.name])
-            _check_range(setting.name, value, setting.metadata)
-            object.__setattr__(self, setting.name, value)
+        super().__post_init__()
         if self.num_epochs is not None and self.epochs_over_unlabelled is not None:
             raise UserError("num_epochs and epochs_over_unlabelled are both set; set one of them to null")
 
@@ -202,32 +177,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "synthesizer_preset": "paper",      # ngf 64
     },
 }
-
-
-def _checked_type(key: str, value: Any, hint: Any) -> Any:
-    """`value`, an integer where a float is wanted made one; UserError where it has another type than `hint`."""
-    optional = type(None) in get_args(hint)
-    if value is None and optional:
-        return None
-    wanted = next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint
-    if get_origin(wanted) is not None:
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise UserError(f"{key} must be an object with text keys ({{\"ngf\": 16}}), got {value!r}")
-        return dict(value)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise UserError(f"{key} must be {names[wanted]}{' or null' if optional else ''}, got {value!r}")
-    return value
-
-
-def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
-    if value is None:
-        return
-    if "bounds" in limits and value not in limits["bounds"]:
-        raise UserError(f"{key} must be {limits['bounds']}, got {value}")
-    if "choices" in limits and value not in limits["choices"]:
-        raise UserError(f"{key} must be one of {', '.join(limits['choices'])}, got {value!r}")
-    if value == "":
-        raise UserError(f"{key} must not be empty")

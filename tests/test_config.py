@@ -64,7 +64,7 @@ def test_the_paper_preset():
 @pytest.mark.parametrize(("block", "said"), [
     ({"pseudo_wieght": 0.5}, r"unknown hyper-parameter 'pseudo_wieght'; did you mean pseudo_weight\? known: .*seed"),
     ({"zzz": 1}, r"unknown hyper-parameter 'zzz'; known: "),
-    ({"pseudo_weight": -0.1}, "pseudo_weight must be at least 0, got -0.1"),
+    ({"pseudo_weight": -0.1}, "pseudo_weight must be at least 0 and at most 1000000, got -0.1"),
     ({"pseudo_weight": float("nan")}, "pseudo_weight must be a number"),
     ({"synthetic_weight": float("inf")}, "synthetic_weight must be a number"),
     ({"synthetic_weight": "0.5"}, "synthetic_weight must be a number, got '0.5'"),

@@ -84,6 +84,8 @@ def _check_name(name: str, configurations: Mapping[str, Mapping[str, Any]], chai
     # nnU-Net takes results folders apart at "__".
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
         raise UserError(f"--name {name!r} cannot be part of a results folder: use letters, digits, single _, - and .")
+    if len(name) > 100:         # TRAINER__PLANS__NAME is one folder, of at most 255 bytes
+        raise UserError(f"--name of {len(name)} letters: a results folder is called by it, choose at most 100")
     if name in chain:
         raise UserError(f"configuration {name} cannot inherit from itself ({' → '.join(chain)}): choose another --name")
     if name not in configurations:

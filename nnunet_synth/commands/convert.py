@@ -19,6 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.bounds import DATASET_ID, JOBS
+from nnunet_synth.commands.numbers import whole
 from nnunet_synth.dataset_conversion.converter import CONVERTERS, load_converter
 from nnunet_synth.errors import UserError
 
@@ -40,15 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type_parser.add_argument("source", metavar="SOURCE",
                                  help="folder of the download, as archives or extracted, or one archive")
         target = type_parser.add_mutually_exclusive_group()
-        target.add_argument("-d", "--dataset-id", type=int, metavar="ID",
+        target.add_argument("-d", "--dataset-id", type=whole(DATASET_ID), metavar="ID",
                             help="id of the new nnU-Net dataset, 1 to 999")
-        target.add_argument("--add-to-pool", type=int, metavar="ID",
+        target.add_argument("--add-to-pool", type=whole(DATASET_ID), metavar="ID",
                             help="instead of a new dataset: add every scan, without its label, to imagesUl of this one")
         type_parser.add_argument("--name", help="name of the new dataset, letters and digits (default: the source's)")
         type_parser.add_argument("--check", action="store_true", help="read and check everything, write nothing")
         type_parser.add_argument("--allow-rejected", action="store_true",
                                  help="leave out labelled and test cases that cannot be used instead of stopping")
-        type_parser.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+        type_parser.add_argument("--jobs", type=whole(JOBS), default=1, metavar="N",
+                                 help="worker processes (default: 1)")
         converter.add_arguments(type_parser.add_argument_group(f"options of {name}"))
 
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_synth.bounds import SEED
+from nnunet_synth.commands.numbers import whole
+
 EXAMPLE = "nnunet_synth demo my_demo"
 
 
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true",
                         help="a few minutes: one epoch and a short pretraining, too short for good scores")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the phantom and the trainings (default: 0)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="of the phantom and the trainings (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:

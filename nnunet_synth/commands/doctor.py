@@ -69,6 +69,9 @@ def _survive(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     findings = []
     try:
         findings.extend(check())
+    except OSError as error:        # e.g. a cache folder of somebody else
+        findings.append(Finding(FAIL, check.__name__, f"{error.strerror}: {error.filename}",
+                                "change its permissions, or point to another folder"))
     except Exception as error:      # whatever is broken in this environment is what the user wants to know
         findings.append(Finding(FAIL, check.__name__, _one_line(error),
                                 "mend the failures above first; if there is none, please report this one"))

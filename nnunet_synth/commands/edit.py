@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.bounds import SEED
+from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="annotation of the drawn slices: what the synthesizer's segmentation head sees, or what "
                              "was painted over the annotation that is there (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="(default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

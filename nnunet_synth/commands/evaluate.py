@@ -25,6 +25,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_synth.bounds import FRACTION, Bounds
+from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 
 EXAMPLE = "nnunet_synth evaluate predictions/ $nnUNet_raw/Dataset501_Lungs/labelsTs --tolerance 1"
@@ -35,15 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("truth", metavar="GT", type=Path, help="folder of true label maps")
     parser.add_argument("--labels", nargs="+", metavar="LABEL",
                         help="evaluate these only: names from dataset.json, or values (default: all)")
-    parser.add_argument("--tolerance", type=float, default=1.0, help="of the NSD, in mm (default: 1)")
-    parser.add_argument("--lesion-overlap", type=float, default=0.1, metavar="SHARE",
+    parser.add_argument("--tolerance", type=real(Bounds(low=0, high=10**4)), default=1.0,
+                        help="of the NSD, in mm (default: 1)")
+    parser.add_argument("--lesion-overlap", type=real(FRACTION), default=0.1, metavar="SHARE",
                         help="of a lesion, to count it as found or confirmed (default: 0.1)")
-    parser.add_argument("--min-lesion-volume", type=float, default=0.0, metavar="MM3",
+    parser.add_argument("--min-lesion-volume", type=real(Bounds(low=0, high=10**9)), default=0.0, metavar="MM3",
                         help="components below this are no lesions (mm³; one slice: mm², pictures: pixels; default: 0)")
-    parser.add_argument("--min-false-positive", type=int, metavar="PIXELS",
+    parser.add_argument("--min-false-positive", type=whole(Bounds(low=0, high=10**9)), metavar="PIXELS",
                         help="false detections in a slice count from this area on (default: 200 in a slice of 512², "
                              "the same share of other sizes)")
-    parser.add_argument("--min-slice-dice", type=float, default=0.25, metavar="DSC",
+    parser.add_argument("--min-slice-dice", type=real(FRACTION), default=0.25, metavar="DSC",
                         help="detections in a slice count as true from this DSC on (default: 0.25)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go (default: PRED)")
     parser.add_argument("--dataset-json", type=Path, metavar="FILE", help="names the classes, regions and ignore label")

@@ -37,6 +37,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.bounds import BATCH, JOBS, Bounds
+from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", nargs="?",
                         help="id or full name of the raw dataset (may be left out with --images)")
     parser.add_argument("--method", choices=METHODS, default="threshold", help="default: threshold")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="worker processes (default: 1)")
+    parser.add_argument("--jobs", type=whole(JOBS), default=1, metavar="N", help="worker processes (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="find again what is there already")
     parser.add_argument("--orientation", metavar="AXES",
                         help="pictures without geometry: where row and column index grow to, of L R A P (PL = the "
@@ -68,14 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="--method lungmask: a file of weights instead of --model")
     parser.add_argument("--device", help="--method lungmask, cs2: cpu, cuda or cuda:1 (default: cuda where there is "
                                          "one)")
-    parser.add_argument("--batch-size", type=int, metavar="N",
+    parser.add_argument("--batch-size", type=whole(BATCH), metavar="N",
                         help="--method lungmask: slices at a time (default: 20; 1 on the CPU)")
     parser.add_argument("--segmentation", metavar="NAME",
                         help="--method superpixel: slic (default), slic_skimage or felzenszwalb")
-    parser.add_argument("--segments", type=int, metavar="M",
+    parser.add_argument("--segments", type=whole(Bounds(low=1, high=512**2)), metavar="M",
                         help="--method superpixel: how many in a slice of 512 x 512; smaller slices have fewer, of the "
                              "same area (default: 512; felzenszwalb chooses by itself)")
-    parser.add_argument("--step", type=float, metavar="T",
+    parser.add_argument("--step", type=real(Bounds(low=0, high=255)), metavar="T",
                         help="--method superpixel: between two levels, of 255 gray values (default: 50)")
     parser.add_argument("--into", choices=("layout", "cluster"),
                         help="--method superpixel: write them as layouts (default) or as clusters")

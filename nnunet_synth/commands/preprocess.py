@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from nnunet_synth.bounds import JOBS
+from nnunet_synth.commands.numbers import whole
+
 EXAMPLE = "nnunet_synth preprocess 501 2d"
 
 
@@ -16,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="id or name of the dataset")
     parser.add_argument("configuration", metavar="CONFIG", help="configuration of the plans, e.g. 2d")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=None, metavar="N",
+    parser.add_argument("--jobs", type=whole(JOBS), default=None, metavar="N",
                         help="worker processes (default: nnUNet_def_n_proc, or 8, at most the number of cores)")
     parser.add_argument("--force", action="store_true", help="preprocess everything again")
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.bounds import BATCH, SEED, SIDE, STEPS
+from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,23 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slices", nargs="+", default=None, metavar="CASE:INDEX", dest="chosen_slices",
                         help="for cosingan: the slice of each model, or auto = those with the largest lesions "
                              "(the default)")
-    parser.add_argument("--max-scale", type=int, default=None, metavar="SIDE",
+    parser.add_argument("--max-scale", type=whole(SIDE), default=None, metavar="SIDE",
                         help="for cosingan: stop its pyramid at this side in pixels (default: the patch's)")
-    parser.add_argument("--steps", type=int, default=None, help="generator steps (default: the preset's)")
-    parser.add_argument("--batch-size", type=int, default=None, help="(default: the preset's)")
-    parser.add_argument("--patch-size", type=int, nargs=2, default=None, metavar=("H", "W"),
+    parser.add_argument("--steps", type=whole(STEPS), default=None, help="generator steps (default: the preset's)")
+    parser.add_argument("--batch-size", type=whole(BATCH), default=None, help="(default: the preset's)")
+    parser.add_argument("--patch-size", type=whole(SIDE), nargs=2, default=None, metavar=("H", "W"),
                         help="size of the training crops (default: the plan's 2D patch, at most 256, 512 for cosingan; "
                              "no limit for mask sources; as many times larger for montages)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="(default: %(default)s)")
     parser.add_argument("--perceptual", default="auto", metavar="FEATURES",
                         help="features of the perceptual loss: vgg19, off, the fold folder of a trained nnU-Net, or "
                              "auto = the first of vgg19, this fold's nnUNetTrainer, off that is at hand (the default)")
     parser.add_argument("--vgg-weights", default=None, metavar="FILE",
                         help="torchvision's vgg19-dcbb9e9d.pth, for machines without internet")
-    parser.add_argument("--samples-every", type=int, default=500, metavar="N",
+    parser.add_argument("--samples-every", type=whole(STEPS), default=500, metavar="N",
                         help="steps between pictures in samples/ (default: %(default)s)")
-    parser.add_argument("--checkpoint-every", type=int, default=1000, metavar="N",
+    parser.add_argument("--checkpoint-every", type=whole(STEPS), default=1000, metavar="N",
                         help="steps between checkpoints (default: %(default)s)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--c", action="store_true", dest="resume", help="continue an interrupted run")

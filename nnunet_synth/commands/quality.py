@@ -34,6 +34,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.bounds import IMAGES, SEED, SIDE, STEPS
+from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,17 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synthesizer", nargs="+", default=[], metavar="NAME", help="registered names")
     parser.add_argument("-p", "--plans", default="nnUNetPlans",
                         help="name of the plans, with --synthesizer (default: %(default)s)")
-    parser.add_argument("-n", type=int, default=1000, dest="number", metavar="N",
+    parser.add_argument("-n", type=whole(IMAGES), default=1000, dest="number", metavar="N",
                         help="images of each set, evenly taken from cases and slices; 0 = all (default: %(default)s)")
     parser.add_argument("--lesions-only", action="store_true", help="take only slices with a lesion")
     parser.add_argument("--labels", nargs="+", metavar="LABEL",
                         help="labels that are lesions: names or values (default: all foreground)")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="resize all images to PIXELS × PIXELS first")
-    parser.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
+    parser.add_argument("--size", type=whole(SIDE), metavar="PIXELS", help="resize all images to PIXELS × PIXELS first")
+    parser.add_argument("--window", type=real(), nargs=2, metavar=("LOW", "HIGH"),
                         help="intensities that count (default: those in which SYNTHETIC was drawn where its "
                              "dataset.json tells, -1250 250 for other CT, 0 255 for 8-bit pictures, else the 0.5 and "
                              "99.5 percentiles of REAL)")
-    parser.add_argument("--resolutions", type=int, nargs="+", metavar="PIXELS",
+    parser.add_argument("--resolutions", type=whole(SIDE), nargs="+", metavar="PIXELS",
                         help="of MM-FID and MM-STD (default: 128 256 512 1024, the paper's)")
     parser.add_argument("--extractors", nargs="+", metavar="NAME",
                         help="networks of MM-FID and MM-STD: imagenet, segmentation, real-or-synthetic, sex, age "
@@ -81,13 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="CSV with id, sex and age of the real cases (default: metadata.csv in REAL's dataset)")
     parser.add_argument("--classifier", default="inception_v3",
                         help="network trained on the spot: inception_v3, resnet18 or googlenet (default: %(default)s)")
-    parser.add_argument("--classifier-steps", type=int, default=300, help="of its training (default: %(default)s)")
-    parser.add_argument("--classifier-resolution", type=int, default=256, metavar="PIXELS",
+    parser.add_argument("--classifier-steps", type=whole(STEPS), default=300,
+                        help="of its training (default: %(default)s)")
+    parser.add_argument("--classifier-resolution", type=whole(SIDE), default=256, metavar="PIXELS",
                         help="of its training images; the paper's is 1024 (default: %(default)s)")
-    parser.add_argument("--num-probed", type=int, default=32, metavar="N",
+    parser.add_argument("--num-probed", type=whole(IMAGES), default=32, metavar="N",
                         help="images of each set whose noise is measured (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="(default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

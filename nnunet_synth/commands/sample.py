@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.bounds import DATASET_ID, IMAGES, SEED
+from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="change how a trained synthesizer draws: randomised_condition, image_fusion or dropout "
                              "= true or false of cosingan, diversity = none or dropout of lcgan and pix2pix; may be "
                              "repeated")
-    parser.add_argument("-n", type=int, default=None, dest="number", metavar="N",
+    parser.add_argument("-n", type=whole(IMAGES), default=None, dest="number", metavar="N",
                         help="number of images (default: 16) or volumes (default: all)")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", metavar="FOLDER", help="a new folder for the images, labels and a gallery")
-    target.add_argument("--as-dataset", type=int, metavar="ID", help="write nnUNet_raw/DatasetID_NAME")
+    target.add_argument("--as-dataset", type=whole(DATASET_ID), metavar="ID", help="write nnUNet_raw/DatasetID_NAME")
     parser.add_argument("--name", default="Synthetic", help="name of that dataset (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="(default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

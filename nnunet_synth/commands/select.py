@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.bounds import FRACTION, IMAGES, SEED, STEPS
+from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,15 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--segmenter", default=None, metavar="TRAINER__PLANS__CONFIG",
                         help="results folder of a network trained on this fold; none = rank without the FCN score "
                              "(default: nnUNetTrainer of this configuration)")
-    parser.add_argument("-n", type=int, default=200, dest="number", metavar="N",
+    parser.add_argument("-n", type=whole(IMAGES), default=200, dest="number", metavar="N",
                         help="images of each model (default: %(default)s)")
-    parser.add_argument("--accept-threshold", type=float, default=0.1, metavar="P",
+    parser.add_argument("--accept-threshold", type=real(FRACTION), default=0.1, metavar="P",
                         help="lowest probability of being real of an accepted image (default: %(default)s)")
     parser.add_argument("--classifier", default="googlenet",
                         help="googlenet (the paper's), resnet18 or inception_v3 (default: %(default)s)")
-    parser.add_argument("--classifier-steps", type=int, default=500, help="of its training (default: %(default)s)")
+    parser.add_argument("--classifier-steps", type=whole(STEPS), default=500,
+                        help="of its training (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="(default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,12 +9,14 @@ same labels. If the dataset has no splits yet, nnU-Net's default five folds are 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnunet_synth.bounds import SEED
+from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_object
 
 if TYPE_CHECKING:
     from nnunet_synth.data.splits import Split
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by-group", metavar="REGEX",
                         help="regular expression that finds a case's group in its id: the first capture group, or the "
                              "whole match (default: each case is its own group)")
-    parser.add_argument("--seed", type=int, default=0, help="which random subsets (default: 0)")
+    parser.add_argument("--seed", type=whole(SEED), default=0, help="which random subsets (default: 0)")
     parser.add_argument("--force", action="store_true", help="replace folds of the same name")
 
 
@@ -125,7 +127,7 @@ def _labelled_cases(dataset_name: str) -> list[str]:
     from nnunet_synth.data.nnunet_folders import environment_folder
     preprocessed = environment_folder("nnUNet_preprocessed") / dataset_name
     if (preprocessed / "gt_segmentations").is_dir():
-        ending = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+        ending = read_object(preprocessed / "dataset.json", "restore it", "correct it", "file_ending")["file_ending"]
         return sorted(path.name.removesuffix(ending) for path in (preprocessed / "gt_segmentations").glob(f"*{ending}"))
     raw = environment_folder("nnUNet_raw") / dataset_name
     if not (raw / "dataset.json").exists():

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.bounds import Bounds
+from nnunet_synth.commands.numbers import real
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--dry-run", action="store_true", help="print every run, its state and its commands; do nothing")
     mode.add_argument("--list", action="store_true", dest="as_list", help="print one shell command a run")
     mode.add_argument("--only", metavar="RUN", help="do this run only (as --list says)")
-    parser.add_argument("--budget-minutes", type=float, metavar="M", help="start no further run after M minutes")
+    parser.add_argument("--budget-minutes", type=real(Bounds(low=0, high=10**7, open_low=True)), metavar="M",
+                        help="start no further run after M minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     parser.add_argument("--gpus", metavar="0,1", help="one run at a time on each of these GPUs")
 

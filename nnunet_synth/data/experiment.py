@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_synth.atomic import write_json
 from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
+from nnunet_synth.data.planned_files import check_inheritance, read_dataset_json, read_plans
 from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.data.splits import (
     check_split,
@@ -25,7 +26,6 @@ from nnunet_synth.data.splits import (
     splits_file,
 )
 from nnunet_synth.errors import UserError
-from nnunet_synth.json_file import read_json
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 
@@ -229,15 +229,16 @@ def load_experiment(dataset: str | int, configuration: str, fold: int | str | No
     name = find_dataset(dataset)
     preprocessed = folders["nnUNet_preprocessed"] / name
     cure = f"run nnUNetv2_plan_and_preprocess -d {name[7:10]} -c {configuration}"
-    plans_content = read_json(preprocessed / f"{plans}.json", cure, cure)
+    plans_content = read_plans(preprocessed / f"{plans}.json", cure)
     if configuration not in plans_content["configurations"]:
         known = ", ".join(plans_content["configurations"])
         raise UserError(f"{plans}.json of {name} has no configuration {configuration!r}; it has: {known}")
-    dataset_json = read_json(preprocessed / "dataset.json", cure, cure)
+    check_inheritance(plans_content["configurations"], configuration, preprocessed / f"{plans}.json")
+    dataset_json = read_dataset_json(preprocessed / "dataset.json", cure, cure)
     raw_json = folders["nnUNet_raw"] / name / "dataset.json"
     if raw_json.exists():
         # Layouts may be added after planning: what they are called stands in the raw dataset.json only.
-        ours = read_json(raw_json, "restore it", "correct it").get("nnunet_synth")
+        ours = read_dataset_json(raw_json, "restore it", "correct it").get("nnunet_synth")
         dataset_json = {**dataset_json, **({"nnunet_synth": ours} if ours else {})}
     return Experiment(dataset_name=name, configuration=configuration, fold=_parse_fold(fold, preprocessed),
                       plans_manager=PlansManager(plans_content), dataset_json=dataset_json,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_synth.atomic import atomic_file, write_json
+from nnunet_synth.data import planned_files
 from nnunet_synth.data.body_axes import DISPLAY_AXES, axes_of, canonical_order, to_canonical
 from nnunet_synth.data.chest_anatomy import is_heart_on_the_right, is_spine_in_front
 from nnunet_synth.data.lung_network import LungNetwork, find_lungs_by_network
@@ -22,7 +23,6 @@ from nnunet_synth.data.lung_threshold import LAYOUT_LABELS, calibrate, find_lung
 from nnunet_synth.data.misnamed import passed_over
 from nnunet_synth.data.raw_images import list_cases, read_image, read_segmentation
 from nnunet_synth.errors import UserError
-from nnunet_synth.json_file import read_json
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
@@ -154,7 +154,8 @@ def write_maps(raw_folder: Path, finder: Finder, labels: Mapping[str, int], desc
 
 
 def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
-    return read_json(raw_folder / "dataset.json", "is nnUNet_raw set to the folder of your datasets?", "correct it")
+    return planned_files.read_dataset_json(raw_folder / "dataset.json",
+                                           "is nnUNet_raw set to the folder of your datasets?", "correct it")
 
 
 def _write_map(case: tuple[str, Sequence[Path], Path], finder: Finder, dataset_json: Mapping[str, Any],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813 - its own convention
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_object
 
 # Pool images this many times finer or coarser than any labelled one are taken for a mistake in the header.
 PLAUSIBLE_SPACING_FACTOR = 4.0
@@ -33,10 +33,9 @@ class LabelledGeometry:
 
     @classmethod
     def of(cls, experiment: Experiment) -> LabelledGeometry:
-        fingerprint = json.loads((experiment.preprocessed_folder / "dataset_fingerprint.json").read_text())
         labelled = list_cases(experiment.raw_folder / "imagesTr", experiment.file_ending)
         dimensions = next((dimensions_of(files[0]) for files in labelled.values()), None)
-        spacings = _without_made_up(np.array(fingerprint["spacings"], dtype=float), dimensions)
+        spacings = _without_made_up(_fingerprint_spacings(experiment.preprocessed_folder), dimensions)
         return cls(float(spacings.min()), float(spacings.max()), dimensions)
 
     def check_dimensions(self, files: Sequence[Path]) -> None:
@@ -55,6 +54,19 @@ class LabelledGeometry:
             raise UserError(f"{file} has spacing {np.round(spacing, 4).tolist()} mm, the labelled cases "
                             f"{self.finest:.4g} to {self.coarsest:.4g} mm: correct its header, or leave it out of "
                             "imagesUl")
+
+
+def _fingerprint_spacings(preprocessed: Path) -> np.ndarray:
+    """[cases, axes] mm."""
+    path, cure = preprocessed / "dataset_fingerprint.json", "run nnUNetv2_extract_fingerprint again"
+    fingerprint = read_object(path, cure, cure, "spacings")
+    try:
+        spacings = np.array(fingerprint["spacings"], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"\"spacings\" of {path} must be a list of spacings in mm: {cure}") from error
+    if spacings.ndim != 2 or not spacings.size or not np.all(np.isfinite(spacings) & (spacings > 0)):
+        raise UserError(f"\"spacings\" of {path} must be spacings above 0 mm: {cure}")
+    return spacings
 
 
 def dimensions_of(file: Path) -> int | None:

@@ -37,6 +37,7 @@ from nnunet_synth.data.pool_copies import (
 from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.raw_images import check_channels, read_image
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_object
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
@@ -73,7 +74,9 @@ class PoolPlan:
         """The pool was preprocessed with other plans."""
         if not self.manifest_file.exists():
             return self.experiment.pool_folder.exists()
-        return json.loads(self.manifest_file.read_text())["preprocessing_sha256"] != self.preprocessing_sha256
+        cure = "remove it, and the pool is preprocessed again"
+        stored = read_object(self.manifest_file, cure, cure, "preprocessing_sha256")
+        return stored["preprocessing_sha256"] != self.preprocessing_sha256
 
     def note_file(self, case_id: str) -> Path:
         """What a preprocessed case was made of and what it shows."""

@@ -48,7 +48,7 @@ from nnunet_synth.dataset_conversion.hu_harmonisation import harmonise, measure_
 from nnunet_synth.dataset_conversion.sources import SourceFile, list_files
 from nnunet_synth.dataset_conversion.volumes import read_volume, to_lps, turned
 from nnunet_synth.errors import UserError
-from nnunet_synth.json_file import read_json
+from nnunet_synth.json_file import read_object
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -208,7 +208,7 @@ def _second_test_set(options: Options) -> dict[str, list[str]]:
     raw = environment_folder("nnUNet_raw")
     name = find_dataset(options.test_set)
     convert_again = "convert MosMedData again"
-    description = read_json(raw / name / "dataset.json", convert_again, convert_again)
+    description = read_object(raw / name / "dataset.json", convert_again, convert_again, "labels", "file_ending")
     source = description.get("nnunet_synth", {}).get("source")
     if source != mosmed.describe(mosmed.Options()).source:
         raise UserError(f"--test-set {options.test_set}: {name} was not converted from MosMedData")

@@ -37,7 +37,7 @@ from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest, only_
 from nnunet_synth.dataset_conversion.volumes import ORIENTATION
 from nnunet_synth.dataset_conversion.writer import check_cases, check_ids, convert_cases
 from nnunet_synth.errors import UserError
-from nnunet_synth.json_file import read_json
+from nnunet_synth.json_file import read_object
 
 _IF_MISSING, _IF_DAMAGED = "give the id of an existing raw dataset", "correct it"
 
@@ -85,7 +85,7 @@ def add_to_pool(found: Iterable[Case | PassedOver], description: DatasetDescript
                 write_metadata(report.usable, unfinished.dataset / f"metadata_{name}.csv")
                 write_json({"command": command, "report": f"conversion_report_{name}.json"}, _mark(unfinished))
             moved = _finish_moving(unfinished, dataset)
-    stored = read_json(dataset / moved["report"], "", "")
+    stored = read_object(dataset / moved["report"], "give the same command again", "move it elsewhere", "cases")
     return ConversionReport(dataset.name, dataset, tuple(map(CaseReport.from_json, stored["cases"])), description.notes,
                             tuple(passed_over))
 
@@ -94,7 +94,8 @@ def _finish_moving(unfinished: Unfinished, dataset: Path) -> dict[str, Any] | No
     """Where everything was ready to be moved, move what is not in `dataset` yet; returns the mark, else None."""
     if not _mark(unfinished).exists():
         return None
-    mark = read_json(_mark(unfinished), "", "")
+    mark = read_object(_mark(unfinished), "give the same command again", f"remove {unfinished.folder}",
+                       "command", "report")
     # A layout before its image, and the report when all is done.
     for folder in ("layoutsUl", "imagesUl", "."):
         for file in sorted((unfinished.dataset / folder).glob("*.*")):
@@ -123,7 +124,7 @@ def _fitted(description: DatasetDescription, dataset: Path) -> DatasetDescriptio
     Raises:
         UserError: there is no such dataset, or it has other channels, another file ending or another orientation.
     """
-    content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
+    content = read_object(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED, "file_ending")
     ours = content.get("nnunet_synth", {})
     for what, old, new in (("channels", list(content.get("channel_names", {}).values()),
                             list(description.channel_names)),
@@ -169,7 +170,7 @@ def _new_ones(cases: Sequence[Case], description: DatasetDescription, dataset: P
     Raises:
         UserError: the dataset has another case of the same id, or nothing is new.
     """
-    content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
+    content = read_object(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED, "file_ending")
     existing = {case_id: folder for folder in ("imagesTr", "imagesTs", "imagesUl")
                 for case_id in list_cases(dataset / folder, content["file_ending"])}
     earlier = _sources_of_earlier(dataset, source_type)
@@ -192,7 +193,7 @@ def _sources_of_earlier(dataset: Path, source_type: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for file in dataset.glob(f"conversion_report_{source_type}*.json"):
         if re.fullmatch(r"(_\d+)?", file.stem.removeprefix(f"conversion_report_{source_type}")):
-            report = read_json(file, "", "move it elsewhere")
+            report = read_object(file, "", "move it elsewhere", "cases")
             found |= {case["id"]: set(case["sources"]) for case in report["cases"] if case["status"] != "rejected"}
     return found
 
@@ -215,7 +216,7 @@ def _without_copies(cases: Sequence[Case], description: DatasetDescription, data
     """The same cases; one with the voxels of a labelled or test case raises UserError when it is read."""
     from nnunet_synth.data.find_layouts import reader_writer_of
     from nnunet_synth.data.pool_copies import contents_of_labelled_and_test
-    content = read_json(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
+    content = read_object(dataset / "dataset.json", _IF_MISSING, _IF_DAMAGED)
     reader = type(reader_writer_of(content, dataset / f"CASE{description.file_ending}"))
     others, _ = contents_of_labelled_and_test(dataset, notes, description.file_ending, reader, num_jobs)
     known = {other.voxels: name for name, other in others.items() if other.structure is not None}

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import BATCH, DEPTH, FRACTION, LEARNING_RATE, SIDE, STEPS, WEIGHT, Bounds, Settings, bounded
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.logistic import logistic_discriminator_loss, logistic_generator_loss, r1_penalty
 from nnunet_synth.mask_sources.growth import Growth, fade_in, faded, halve
@@ -32,33 +33,24 @@ NUM_LATENTS = 4096          # whose mean style truncation pulls to
 
 
 @dataclass(frozen=True)
-class MaskSourceConfig:
+class MaskSourceConfig(Settings):
     """The hyper-parameters of both mask sources; the defaults are those of the preset "default"."""
 
-    latent_size: int = 256              # of z and of w
-    num_mapping_layers: int = 8
-    max_width: int = 256                # channels of a depth d: base_width / 2^d, at most this
-    base_width: int = 4096
-    max_size: int = 256                 # larger images get masks of half, a quarter, … their size, enlarged
-    group_size: int = 4                 # of the minibatch standard deviation
-    truncation: float = 0.7             # ψ: how far from the mean style a mask may be; 1 = no truncation
+    latent_size: int = bounded(256, Bounds(low=1, high=8192))    # of z and of w
+    num_mapping_layers: int = bounded(8, DEPTH)
+    max_width: int = bounded(256, Bounds(low=1, high=8192))      # channels of a depth d: base_width / 2^d, at most this
+    base_width: int = bounded(4096, Bounds(low=2, high=2**17))
+    max_size: int = bounded(256, SIDE)  # larger images get masks of half, a quarter, … their size, enlarged
+    group_size: int = bounded(4, BATCH)                          # of the minibatch standard deviation
+    truncation: float = bounded(0.7, FRACTION)  # ψ: how far from the mean style a mask may be; 1 = no truncation
 
-    steps_per_depth: tuple[int, ...] = (400, 800, 800, 1500, 3000, 6000, 12_000)    # coarsest first
-    batch_sizes: tuple[int, ...] = (64, 64, 64, 32, 32, 16, 8)
-    fade_in: float = 0.5                # share of a depth's steps over which it is faded in
-    learning_rate: float = 3e-3         # of both networks
-    mapping_learning_rate: float = 0.01     # of the mapping network, relative to it
-    r1_weight: float = 10.0             # γ
-    r1_every: int = 16                  # steps; the penalty is multiplied by as much ("lazy")
-
-    def __post_init__(self) -> None:
-        if not self.steps_per_depth or not self.batch_sizes or min(*self.steps_per_depth, *self.batch_sizes) < 1:
-            raise UserError("steps_per_depth and batch_sizes must be lists of whole numbers of at least 1")
-        for name, low in (("truncation", 0), ("fade_in", 0)):
-            if not low <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}, it must lie between 0 and 1")
-        if self.r1_every < 1:
-            raise UserError(f"r1_every is {self.r1_every}, it must be at least 1")
+    steps_per_depth: tuple[int, ...] = bounded((400, 800, 800, 1500, 3000, 6000, 12_000), STEPS)  # coarsest first
+    batch_sizes: tuple[int, ...] = bounded((64, 64, 64, 32, 32, 16, 8), BATCH)
+    fade_in: float = bounded(0.5, FRACTION)                      # share of a depth's steps over which it is faded in
+    learning_rate: float = bounded(3e-3, LEARNING_RATE)          # of both networks
+    mapping_learning_rate: float = bounded(0.01, LEARNING_RATE)  # of the mapping network, relative to it
+    r1_weight: float = bounded(10.0, WEIGHT)                     # γ
+    r1_every: int = bounded(16, STEPS)                           # steps; the penalty is multiplied by as much ("lazy")
 
 
 class MaskSource(Trainable):

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_synth.errors import UserError
+from nnunet_synth.bounds import FRACTION, Bounds, bounded
 from nnunet_synth.mask_sources.source import MaskSource, MaskSourceConfig
 from nnunet_synth.superpixels import WHITE, quantise, scaled_num_segments, unsupervised_mask
 from nnunet_synth.synthesizers.base import Batch, SliceSource
 from nnunet_synth.synthesizers.gallery import to_gray
-from nnunet_synth.synthesizers.mask_conditioned import check_mask_settings
+from nnunet_synth.synthesizers.mask_conditioned import GRAY_STEP, NUM_SEGMENTS
 
 MASK_SETTINGS = ("gray_step", "num_segments", "compactness")    # what a source and its synthesizer must share
 
@@ -34,16 +34,10 @@ class DrawsFromMasks(Protocol):
 class V2UMConfig(MaskSourceConfig):
     """V2UM's hyper-parameters."""
 
-    num_segments: int = 512             # M, in an image of 512 × 512
-    gray_step: float = 50.0             # t, between gray values; 0 = not quantised (Table V)
-    compactness: float = 0.1            # of SLIC
-    unlabelled_share: float = 0.5       # of the training slices, where the fold has unlabelled ones
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_mask_settings(self)
-        if not 0 <= self.unlabelled_share <= 1:
-            raise UserError(f"unlabelled_share is {self.unlabelled_share}, it must lie between 0 and 1")
+    num_segments: int = bounded(512, NUM_SEGMENTS)               # M, in an image of 512 × 512
+    gray_step: float = bounded(50.0, GRAY_STEP)                  # t, between gray values; 0 = not quantised (Table V)
+    compactness: float = bounded(0.1, Bounds(low=0, high=1000))  # of SLIC
+    unlabelled_share: float = bounded(0.5, FRACTION)  # of the training slices, where the fold has unlabelled ones
 
 
 class V2UM(MaskSource):

@@ -14,6 +14,7 @@ from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.data.splits import splits_file
 from nnunet_synth.errors import UserError
 from nnunet_synth.evaluation.segmentation import classes_of
+from nnunet_synth.json_file import read_object
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds
 from nnunet_synth.study.plan import PAPER_CONDITIONS, Measures, Method, SynthesizerPlan
 from nnunet_synth.study.run import Command, NotPossibleError, Run, is_newer
@@ -118,7 +119,7 @@ class MakeData(Run):
     def is_done(self) -> bool:
         if not self.made.is_there:
             return False
-        content = json.loads((self.made.raw / "dataset.json").read_text(encoding="utf-8"))
+        content = read_object(self.made.raw / "dataset.json", "restore it", "correct it")
         if content.get("nnunet_synth", {}).get("study") != self._recipe:
             raise UserError(f"dataset id {self.made.id} is taken by {self.made.raw}, which is made of something else: "
                             "change made_datasets, or remove it")
@@ -172,7 +173,7 @@ class MakeData(Run):
         return (list(parts["train"]) if self.method.data.real else []), list(parts["val"])
 
     def _dataset_json(self, number: int) -> dict[str, Any]:
-        original = json.loads((self.files.raw / "dataset.json").read_text(encoding="utf-8"))
+        original = read_object(self.files.raw / "dataset.json", "restore it", "correct it")
         return {**original, "numTraining": number, "name": self.made.name,
                 "overwrite_image_reader_writer": self.files.plans()["image_reader_writer"],
                 "nnunet_synth": {**original.get("nnunet_synth", {}), "study": self._recipe}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from nnunet_synth.data.experiment import Experiment, environment_folder, load_experiment
 from nnunet_synth.data.splits import default_splits, load_splits, splits_file
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_object
 from nnunet_synth.study.plan import ALL_LABELS, DatasetPlan, Study
 
 PLANS = "nnUNetPlans"
@@ -81,13 +81,13 @@ class DatasetFiles:
 
     @property
     def file_ending(self) -> str:
-        return json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+        return read_object(self.raw / "dataset.json", "restore it", "correct it", "file_ending")["file_ending"]
 
     def experiment(self, configuration: str, fold: int | str | None = None) -> Experiment:
         return load_experiment(self.name, configuration, fold, PLANS)
 
     def plans(self) -> dict[str, Any]:
-        return json.loads(self.plans_file.read_text(encoding="utf-8"))
+        return read_object(self.plans_file, "plan the dataset again", "plan the dataset again", "configurations")
 
     def has_configuration(self, name: str) -> bool:
         return self.plans_file.is_file() and name in self.plans()["configurations"]

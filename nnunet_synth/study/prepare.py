@@ -16,6 +16,7 @@ from nnunet_synth.config import TrainerConfig
 from nnunet_synth.data.splits import check_split, default_splits, load_splits, splits_file
 from nnunet_synth.environment import planning_environment
 from nnunet_synth.errors import UserError
+from nnunet_synth.json_file import read_object
 from nnunet_synth.study.place import PLANS, DatasetFiles, Folds
 from nnunet_synth.study.plan import ALL_LABELS, ClusterPlan, DatasetPlan, Network
 from nnunet_synth.study.run import Command, Run
@@ -159,7 +160,7 @@ class FindClusters(PrepareRun):
     """Clusters of every case that has none. A dataset has one kind: those that are there must be the study's."""
 
     def is_done(self) -> bool:
-        ours = json.loads((self.files.raw / "dataset.json").read_text(encoding="utf-8")).get("nnunet_synth", {})
+        ours = read_object(self.files.raw / "dataset.json", "restore it", "correct it").get("nnunet_synth", {})
         wanted = self._plan.description
         if ours.get("clusters", wanted) != wanted:
             differing = ", ".join(f"{key} {ours['clusters'].get(key)} → {value}" for key, value in wanted.items()

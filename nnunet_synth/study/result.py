@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import statistics
@@ -23,6 +22,7 @@ from nnunet_synth.evaluation.report import Part, Report, Section, Text, finite, 
 from nnunet_synth.evaluation.report import Table as Printed
 from nnunet_synth.evaluation.segmentation import METRICS, classes_of, headings, reader_of
 from nnunet_synth.evaluation.tables import measure_table, overview_table
+from nnunet_synth.json_file import read_object
 from nnunet_synth.study.board import Board
 from nnunet_synth.study.collect import Cost, Table, costs_of, in_our_unit, in_words, learning_curves_of, tables_of
 from nnunet_synth.study.learn import BEST, FINAL, Evaluate, Predict
@@ -147,7 +147,7 @@ def _pictures(study: Study, table: Table, runs: Sequence[Run]) -> Iterator[Part]
 
 
 def _ending(run: Evaluate) -> str:
-    return json.loads(run.dataset_json.read_text(encoding="utf-8"))["file_ending"]
+    return read_object(run.dataset_json, "restore it", "correct it", "file_ending")["file_ending"]
 
 
 def _images(run: Evaluate, runs: Sequence[Run]) -> Path:

@@ -71,6 +71,8 @@ class Block:
             raise UserError(f"{self.where}: unknown {key} {value!r}; {known_values(value, shown or known)}")
         return value
 
+MAX_VALUES = 100_000        # in a study file, aliases written out
+
 
 def known_values(value: Any, known: Iterable[str]) -> str:
     known = list(known)
@@ -112,10 +114,32 @@ def read_yaml(path: Path) -> Any:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)        # noqa: S506, a SafeLoader
+        text = path.read_text(encoding="utf-8")
+        _check_aliases(yaml.compose(text, Loader), {})
+        return yaml.load(text, Loader)        # noqa: S506, a SafeLoader
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError("not valid YAML: it is nested beyond reason") from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:       # ValueError: no UTF-8, a day that does not exist, …
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = "" if line is None else f", line {line + 1}"
         raise UserError(f"not valid YAML{where}: {getattr(error, 'problem', None) or error}") from error
+
+
+def _check_aliases(node: Any, sizes: dict[int, int | None]) -> int:
+    """The number of values that a YAML node stands for, aliases written out. Raises UserError where there are too many,
+    or where it holds itself: a file of ten lines may stand for 10⁹ values."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = None
+        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        sizes[id(node)] = 1 + sum(_check_aliases(part, sizes) for part in parts)
+    size = sizes[id(node)]
+    if size is None or size > MAX_VALUES:
+        raise UserError(f"line {node.start_mark.line + 1}: aliases (*name) make "
+                        + ("a block that holds itself" if size is None else f"more than {MAX_VALUES} values"))
+    return size

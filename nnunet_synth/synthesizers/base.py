@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nnunet_synth.errors import UserError
 from nnunet_synth.mixed_precision import autocast
+from nnunet_synth.synthesizers.meta_checks import check_meta
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 FORMAT_VERSION = 1
@@ -61,14 +62,16 @@ class SynthMeta:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> SynthMeta:
-        """Raises UserError when the content was written by another version or lacks a field."""
+        """Raises UserError when the content was written by another version, lacks a field or holds what cannot be."""
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(f"meta.json has format_version {content.get('format_version')}, this version reads "
                             f"{FORMAT_VERSION}: pretrain the synthesizer again")
         try:
-            return cls(**{**content, "semantic": SemanticClasses(**content["semantic"])})
+            meta = cls(**{**content, "semantic": SemanticClasses(**content["semantic"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"meta.json is not a synthesizer's: {error}") from error
+        check_meta(meta)
+        return meta
 
     def with_metrics(self, **metrics: Any) -> SynthMeta:
         return replace(self, metrics={**self.metrics, **metrics})

@@ -9,19 +9,20 @@ Every file is written beside its target and renamed, so an interrupted write lea
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from nnunet_synth.atomic import atomic_file, remove_abandoned, write_json
 from nnunet_synth.errors import UserError
-from nnunet_synth.json_file import read_json
+from nnunet_synth.json_file import read_object
 from nnunet_synth.synthesizers import find_synthesizer
 from nnunet_synth.synthesizers.base import Synthesizer, SynthMeta, Trainable
+from nnunet_synth.synthesizers.checked_weights import load_weights, save_weights
 from nnunet_synth.synthesizers.options import config_from_json
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
@@ -46,7 +47,7 @@ def save_synthesizer(synthesizer: Trainable, folder: str | Path) -> None:
              for name, tensor in synthesizer.export_state().items()}
     remove_abandoned(folder / WEIGHTS_FILE)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary, metadata={"synthesizer": synthesizer.meta.synthesizer})
+        save_weights(state, temporary, metadata={"synthesizer": synthesizer.meta.synthesizer})
     save_meta(synthesizer.meta, folder)
 
 
@@ -93,7 +94,11 @@ def load_trained(folder: str | Path, find: Callable[[str], type[Trainable]],
     folder = Path(folder)
     meta = load_meta(folder)
     synthesizer_class = find(meta.synthesizer)
-    synthesizer = synthesizer_class.build(meta, config_from_json(synthesizer_class, meta.config))
+    try:
+        config = config_from_json(synthesizer_class, meta.config)
+    except UserError as error:
+        raise UserError(f"{folder / META_FILE}: {error}: copy it again, or pretrain the synthesizer again") from error
+    synthesizer = synthesizer_class.build(meta, config)
     try:
         synthesizer.load_exported(_load_weights(folder / WEIGHTS_FILE))
     except (RuntimeError, KeyError) as error:
@@ -108,11 +113,12 @@ def load_meta(folder: str | Path) -> SynthMeta:
     if not folder.is_dir():
         raise UserError(f"no synthesizer in {folder}: train one with nnunet_synth pretrain")
     path = folder / META_FILE
-    content = read_json(path, f"{folder} is no synthesizer, or its training stopped before the first checkpoint; run "
+    content = read_object(path, f"{folder} is no synthesizer, or its training stopped before the first checkpoint; run "
                               "nnunet_synth pretrain", "pretrain the synthesizer again")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a synthesizer's meta.json: pretrain the synthesizer again")
-    return SynthMeta.from_json(content)
+    try:
+        return SynthMeta.from_json(content)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def load_train_state(folder: str | Path) -> dict[str, Any]:
@@ -121,14 +127,20 @@ def load_train_state(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: there is nothing to continue, run the same command without --c")
     try:
+        if zipfile.is_zipfile(path):        # torch.load does not look at the checksums that torch.save writes
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise UserError(f"{path} is damaged (checksum of {damaged}): start again with --force")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_first_line(error)}): start again with --force") from error
 
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        return load_weights(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: pretrain the synthesizer again") from error
     except SafetensorError as error:

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import BATCH, LEARNING_RATE, SIDE, STEPS, WEIGHT, WIDTH, Bounds, bounded, choice
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import CROSS_ENTROPY
 from nnunet_synth.synthesizers.base import Batch, Prepared, SliceSource, Stage, Synthesizer, SynthMeta, Terms
-from nnunet_synth.synthesizers.blocks import NORMS, frozen, init_normal, masked
+from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
 from nnunet_synth.synthesizers.chosen_slices import AUTO, choose_slices, parse_slice
 from nnunet_synth.synthesizers.conditional_stage import judge, weighted_sum
 from nnunet_synth.synthesizers.feature_set import FeatureSet, as_feature_set
@@ -40,7 +41,6 @@ from nnunet_synth.synthesizers.hierarchical_augmentation import (
     weak,
 )
 from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
-from nnunet_synth.synthesizers.options import check_at_least, check_choices, check_positive
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.scales import Scale, find_scales
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
@@ -54,38 +54,33 @@ class CoSinGANConfig(MixedWeights):
     """CoSinGAN's hyper-parameters; the defaults are those of the preset "default"."""
 
     slices: tuple[str, ...] = (AUTO,)   # CASE:INDEX of each model's slice, or auto: the largest lesions
-    num_models: int = 4                 # for auto: so many models, of slices from different cases
-    max_scale: int | None = None        # side at which the pyramid stops; None = that of the patch
-    width: int = 32                     # of the generators' first level
-    norm: str = "instance"              # | batch
-    condition: str = "add"              # the gray picture to the image | concat: it beside | onehot: classes beside
+    num_models: int = bounded(4, Bounds(low=1, high=1000))  # for auto: so many models, of slices from different cases
+    max_scale: int | None = bounded(None, SIDE)  # side at which the pyramid stops; None = that of the patch
+    width: int = bounded(32, WIDTH)                              # of the generators' first level
+    norm: str = choice("instance", "batch")
+    condition: str = choice(*CONDITIONS)  # the gray picture to the image | concat: it beside | onehot: classes beside
     reuse_weights: bool = True          # of the scale before, where the networks are equally deep
-    ndf: int = 32                       # width of the discriminators' first layer
+    ndf: int = bounded(32, WIDTH)                                # width of the discriminators' first layer
 
     randomised_condition: bool = True   # RC: other gray values at every scale
     image_fusion: bool = False          # IF: mix the images of two models
     dropout: bool = False               # AD: dropout while drawing
 
-    rotation: float = 20.0              # degrees, of both augmentations
-    elastic: float = 0.05               # of the strong one at the first scale: displacement, as a share of the side
+    rotation: float = bounded(20.0, Bounds(low=0, high=180))     # degrees, of both augmentations
+    # Of the strong one at the first scale: displacement, as a share of the side.
+    elastic: float = bounded(0.05, Bounds(low=0, high=1))
 
-    adversarial_weight: float = 1.0
+    adversarial_weight: float = bounded(1.0, WEIGHT)
 
-    fitting_steps: int = 4000           # of G_is, at each scale of each model
-    restoring_steps: int = 2000         # of G_ir
-    batch_size: int = 4
-    fitting_lr: float = 2e-4
-    restoring_lr: float = 1e-4
-    discriminator_lr_factor: float = 1.0    # of the generator's
+    fitting_steps: int = bounded(4000, STEPS)                    # of G_is, at each scale of each model
+    restoring_steps: int = bounded(2000, STEPS)                  # of G_ir
+    batch_size: int = bounded(4, BATCH)
+    fitting_lr: float = bounded(2e-4, LEARNING_RATE)
+    restoring_lr: float = bounded(1e-4, LEARNING_RATE)
+    discriminator_lr_factor: float = bounded(1.0, Bounds(low=0, high=1000, open_low=True))  # of the generator's
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, condition=CONDITIONS, norm=NORMS)
-        check_at_least(self, num_models=1, width=1, ndf=1, rotation=0, elastic=0, adversarial_weight=0, fitting_steps=1,
-                       restoring_steps=1, batch_size=1)
-        check_positive(self, "fitting_lr", "restoring_lr", "discriminator_lr_factor")
-        if self.max_scale is not None and type(self.max_scale) is not int:
-            raise UserError(f"max_scale is {self.max_scale!r}, it must be a side in pixels")
         if self.condition == "onehot" and self.randomised_condition:
             raise UserError("condition onehot has no gray values to randomise: set randomised_condition to false")
         self._check_slices()
@@ -93,9 +88,8 @@ class CoSinGANConfig(MixedWeights):
             raise UserError("image_fusion mixes the images of two models: give two slices, or set num_models to 2")
 
     def _check_slices(self) -> None:
-        said = " ".join(map(str, self.slices)) or "[]"
-        if not self.slices or not all(isinstance(text, str) for text in self.slices) or \
-                (AUTO in self.slices and len(self.slices) > 1):
+        said = " ".join(self.slices)
+        if AUTO in self.slices and len(self.slices) > 1:
             raise UserError(f"slices {said}: give {AUTO}, or CASE:INDEX once or more")
         if self.slices != (AUTO,):
             for text in self.slices:

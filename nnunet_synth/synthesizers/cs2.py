@@ -22,6 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import (
+    BATCH,
+    DECAY,
+    DEPTH,
+    FRACTION,
+    LEARNING_RATE,
+    PROBABILITY,
+    STEPS,
+    WEIGHT,
+    WIDTH,
+    Bounds,
+    Settings,
+    bounded,
+    choice,
+)
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import LEAST_SQUARES
 from nnunet_synth.losses.reconstruction import perceptual_loss
@@ -32,8 +47,7 @@ from nnunet_synth.synthesizers.adain import StyleStatistics, adain, mean_and_dev
 from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource, Stage, SynthMeta, Terms
 from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
 from nnunet_synth.synthesizers.conditional_stage import weighted_sum
-from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, check_mask_settings
-from nnunet_synth.synthesizers.options import check_choices
+from nnunet_synth.synthesizers.mask_conditioned import GRAY_STEP, MAX_SLICES, NUM_SEGMENTS, MaskConditioned
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.pixel_classifier import PixelClassifierEnsemble
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
@@ -46,58 +60,47 @@ MAX_TRIES = 100         # for a reference that is another slice than the content
 
 
 @dataclass(frozen=True)
-class CS2Config:
+class CS2Config(Settings):
     """CS2's hyper-parameters; the defaults are those of the preset "default"."""
 
-    mask: str = "cnn"                   # clusters that `nnunet_synth layouts --method cs2` cached | slic: as UM2I
-    num_segments: int = 512             # M of slic, in an image of 512 × 512
+    mask: str = choice("cnn", "slic")  # clusters that `nnunet_synth layouts --method cs2` cached | slic: as UM2I
+    num_segments: int = bounded(512, NUM_SEGMENTS)               # M of slic, in an image of 512 × 512
     # t of slic, between gray values. 0: superpixels keep their mean, as clusters do. Rounding down makes content darker
     # by t / 2, and drawings with it, since the content loss pulls them there.
-    gray_step: float = 0.0
-    compactness: float = 0.1            # of slic
+    gray_step: float = bounded(0.0, GRAY_STEP)
+    compactness: float = bounded(0.1, Bounds(low=0, high=1000))  # of slic
 
-    width: int = 32                     # of the generator's first layer; it doubles with every halving of the size
-    num_down: int = 4
-    num_blocks: int = 9                 # residual ones
-    adain: str = "paper"                # in every convolutional block but the residual ones | code: before up-blocks
-    style_pool: str = "channel"         # a style's mean and deviation: of each channel | scalar: of a mix of them
+    width: int = bounded(32, WIDTH)  # of the generator's first layer; it doubles with every halving of the size
+    num_down: int = bounded(4, DEPTH)
+    num_blocks: int = bounded(9, Bounds(low=0, high=64))         # residual ones
+    adain: str = choice("paper", "code")  # in every convolutional block but the residual ones | code: before up-blocks
+    # A style's mean and deviation: of each channel | scalar: of a mix of them.
+    style_pool: str = choice("channel", "scalar")
 
-    ndf: int = 64                       # width of the discriminator's first layer
-    num_discriminator_layers: int = 4   # strided ones
+    ndf: int = bounded(64, WIDTH)                                # width of the discriminator's first layer
+    num_discriminator_layers: int = bounded(4, DEPTH)            # strided ones
 
-    adversarial_weight: float = 1.0
-    style_weight: float = 1.0
-    style_loss: str = "statistics"      # of features | features: pixel by pixel, as the released code
-    content_weight: float | None = None     # of the MSE; None = 0.001 with perceptual features, 10 without
+    adversarial_weight: float = bounded(1.0, WEIGHT)
+    style_weight: float = bounded(1.0, WEIGHT)
+    style_loss: str = choice("statistics", "features")  # of features | features: pixel by pixel, as the released code
+    # Of the MSE; None = 0.001 with perceptual features, 10 without.
+    content_weight: float | None = bounded(None, WEIGHT)
 
-    num_steps: int = 25_000             # of both stages
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    beta1: float = 0.9                  # of Adam
-    unlabelled_share: float = 0.5       # of content and references, where the fold has unlabelled slices
+    num_steps: int = bounded(25_000, STEPS)                      # of both stages
+    batch_size: int = bounded(8, BATCH)
+    learning_rate: float = bounded(1e-4, LEARNING_RATE)
+    beta1: float = bounded(0.9, DECAY)                           # of Adam
+    unlabelled_share: float = bounded(0.5, FRACTION)  # of content and references, where the fold has unlabelled slices
     stacked: bool = False               # 2.5D: the slices of a montage are channels of one image
 
-    num_classifiers: int = 10
-    classifier_width: int = 128         # of the first hidden layer; the second has a quarter
-    classifier_share: float = 0.1       # of the steps, after those of the generator
-    classifier_batch_size: int = 4      # slices a step
-    classifier_pixels: int = 16_384     # of them, each classifier its own
-    classifier_lr: float = 1e-3
-    background_weight: float = 0.1      # of background in the cross entropy; labels have 1
-
-    def __post_init__(self) -> None:
-        check_choices(self, mask=("cnn", "slic"), adain=("paper", "code"), style_pool=("channel", "scalar"),
-                      style_loss=("statistics", "features"))
-        check_mask_settings(self)
-        if not 0 <= self.unlabelled_share <= 1:
-            raise UserError(f"unlabelled_share is {self.unlabelled_share:g}, it must lie between 0 and 1")
-        if not 0 < self.classifier_share < 1:
-            raise UserError(f"classifier_share is {self.classifier_share:g}, it must lie between 0 and 1")
-        if self.classifier_width < 4:
-            raise UserError(f"classifier_width is {self.classifier_width}, it must be at least 4")
-        if self.num_classifiers < 1 or self.classifier_pixels < 2:
-            raise UserError(f"{self.num_classifiers} classifiers on {self.classifier_pixels} pixels: at least 1 and 2 "
-                            "are needed")
+    num_classifiers: int = bounded(10, Bounds(low=1, high=1000))
+    # Of the first hidden layer; the second has a quarter.
+    classifier_width: int = bounded(128, Bounds(low=4, high=8192))
+    classifier_share: float = bounded(0.1, PROBABILITY)          # of the steps, after those of the generator
+    classifier_batch_size: int = bounded(4, BATCH)               # slices a step
+    classifier_pixels: int = bounded(16_384, Bounds(low=2, high=2**28))  # of them, each classifier its own
+    classifier_lr: float = bounded(1e-3, LEARNING_RATE)
+    background_weight: float = bounded(0.1, WEIGHT)              # of background in the cross entropy; labels have 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------

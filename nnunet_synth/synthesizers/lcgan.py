@@ -21,14 +21,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import (
+    BATCH,
+    DECAY,
+    DEPTH,
+    LEARNING_RATE,
+    STEPS,
+    WEIGHT,
+    WIDTH,
+    Bounds,
+    Settings,
+    bounded,
+    choice,
+)
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import CROSS_ENTROPY, AdversarialLoss, Features
 from nnunet_synth.synthesizers.base import Batch, Prepared, Stage, Synthesizer, SynthMeta
-from nnunet_synth.synthesizers.blocks import NORMS, init_normal
+from nnunet_synth.synthesizers.blocks import init_normal
 from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
 from nnunet_synth.synthesizers.feature_set import as_feature_set
 from nnunet_synth.synthesizers.mixed_terms import MixedReconstruction, MixedWeights, weights_of_classes
-from nnunet_synth.synthesizers.options import check_at_least, check_choices, check_positive
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.unet_generator import UNetGenerator
 
@@ -36,48 +48,39 @@ PAPER_EPOCHS = (10, 50, 100, 200)
 
 
 @dataclass(frozen=True)
-class LcGANConfig:
+class LcGANConfig(Settings):
     """The hyper-parameters of all three; the defaults are LcGAN's preset "default"."""
 
-    width: int = 64                     # of the generator's first level; it doubles with each, up to eight times
-    num_down: int = 8                   # levels: H and W are padded to multiples of 2^this
-    norm: str = "batch"                 # | instance
-    dropout: float = 0.5                # in the first three layers of the decoder, in training
-    diversity: str = "none"             # | dropout: in drawing, too, from the request's random numbers
+    width: int = bounded(64, WIDTH)  # of the generator's first level; it doubles with each, up to eight times
+    num_down: int = bounded(8, Bounds(low=2, high=DEPTH.high))   # levels: H and W are padded to multiples of 2^this
+    norm: str = choice("batch", "instance")
+    dropout: float = bounded(0.5, DECAY)                         # in the first three layers of the decoder, in training
+    diversity: str = choice("none", "dropout")  # | dropout: in drawing, too, from the request's random numbers
 
-    ndf: int = 64                       # width of the discriminator's first layer
-    num_discriminator_layers: int = 3   # strided ones; 3 = patches of 70 × 70 pixels
+    ndf: int = bounded(64, WIDTH)                                # width of the discriminator's first layer
+    num_discriminator_layers: int = bounded(3, DEPTH)            # strided ones; 3 = patches of 70 × 70 pixels
 
-    adversarial_weight: float = 1.0
-    feature_matching_weight: float = 0.0
-    perceptual_weight: float = 0.0      # neither paper has these two
-    l1_weight: float = 100.0
+    adversarial_weight: float = bounded(1.0, WEIGHT)
+    feature_matching_weight: float = bounded(0.0, WEIGHT)
+    perceptual_weight: float = bounded(0.0, WEIGHT)              # neither paper has these two
+    l1_weight: float = bounded(100.0, WEIGHT)
 
-    num_steps: int = 50_000
-    batch_size: int = 4
-    generator_lr: float = 2e-4
-    discriminator_lr: float = 2e-4
+    num_steps: int = bounded(50_000, STEPS)
+    batch_size: int = bounded(4, BATCH)
+    generator_lr: float = bounded(2e-4, LEARNING_RATE)
+    discriminator_lr: float = bounded(2e-4, LEARNING_RATE)
 
     def __post_init__(self) -> None:
-        check_choices(self, diversity=("none", "dropout"), norm=NORMS)
+        super().__post_init__()
         if self.diversity == "dropout" and self.dropout == 0:
             raise UserError("diversity dropout needs dropout above 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout:g}, it must be at least 0 and below 1")
-        check_at_least(self, num_down=2, width=1, ndf=1, num_discriminator_layers=1, adversarial_weight=0,
-                       feature_matching_weight=0, perceptual_weight=0, l1_weight=0, num_steps=1, batch_size=1)
-        check_positive(self, "generator_lr", "discriminator_lr")
 
 
 @dataclass(frozen=True)
 class EnhancedPix2PixConfig(MixedWeights, LcGANConfig):
     """With the mixed reconstruction loss in the place of L1."""
 
-    l1_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        LcGANConfig.__post_init__(self)
-        MixedWeights.__post_init__(self)
+    l1_weight: float = bounded(0.0, WEIGHT)
 
 
 # Learns within a few hundred steps on a CPU.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import BATCH, DEPTH, LEARNING_RATE, STEPS, WEIGHT, WIDTH, Bounds, Settings, bounded, choice
 from nnunet_synth.synthesizers.base import Batch, Prepared, Stage, Synthesizer, SynthMeta
 from nnunet_synth.synthesizers.blocks import init_normal
 from nnunet_synth.synthesizers.conditional_stage import ConditionalStage
@@ -24,27 +25,27 @@ from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
 
 @dataclass(frozen=True)
-class M2IConfig:
+class M2IConfig(Settings):
     """M2I's hyper-parameters; the defaults are those of the preset "default"."""
 
-    width: int = 32                     # of the generator's first layer; it doubles with every halving
-    num_down: int = 4
-    num_blocks: int = 9                 # residual ones
-    norm: str = "instance"              # | batch
+    width: int = bounded(32, WIDTH)  # of the generator's first layer; it doubles with every halving
+    num_down: int = bounded(4, DEPTH)
+    num_blocks: int = bounded(9, Bounds(low=0, high=64))         # residual ones
+    norm: str = choice("instance", "batch")
 
-    ndf: int = 64                       # width of the discriminators' first layer
-    num_discriminator_layers: int = 3   # strided ones
-    num_scales: int = 2                 # discriminators on the image and on its averaged half
+    ndf: int = bounded(64, WIDTH)                                # width of the discriminators' first layer
+    num_discriminator_layers: int = bounded(3, DEPTH)            # strided ones
+    num_scales: int = bounded(2, Bounds(low=1, high=8))          # discriminators on the image and on its averaged half
 
-    adversarial_weight: float = 1.0
-    perceptual_weight: float = 10.0
-    feature_matching_weight: float = 0.0    # pix2pixHD: 10; UM2I's M2I: none
-    l1_weight: float | None = None      # None = 0 with perceptual features (the paper), 10 without
+    adversarial_weight: float = bounded(1.0, WEIGHT)
+    perceptual_weight: float = bounded(10.0, WEIGHT)
+    feature_matching_weight: float = bounded(0.0, WEIGHT)        # pix2pixHD: 10; UM2I's M2I: none
+    l1_weight: float | None = bounded(None, WEIGHT)  # None = 0 with perceptual features (the paper), 10 without
 
-    num_steps: int = 25_000
-    batch_size: int = 8
-    generator_lr: float = 2e-4
-    discriminator_lr: float = 2e-4
+    num_steps: int = bounded(25_000, STEPS)
+    batch_size: int = bounded(8, BATCH)
+    generator_lr: float = bounded(2e-4, LEARNING_RATE)
+    discriminator_lr: float = bounded(2e-4, LEARNING_RATE)
 
 
 class Generator(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nnunet_synth.bounds import Bounds
 from nnunet_synth.errors import UserError
 from nnunet_synth.superpixels import WHITE, paint, quantise, segment_means
 from nnunet_synth.synthesizers.base import Prepared, Slices, SliceSource, Synthesizer, SynthMeta
@@ -23,20 +24,12 @@ from nnunet_synth.synthesizers.mask_editing import (
     organ_level,
 )
 
+GRAY_STEP = Bounds(low=0, high=WHITE)           # t, between the gray values of an unsupervised mask; 0 = not quantised
+NUM_SEGMENTS = Bounds(low=1, high=512 ** 2)     # M, in an image of 512 × 512
 MAX_SLICES = 512        # from which the gray values of lesions are taken, evenly spread over the labelled ones
 NUM_CHECKED = 64        # slices in which they are compared with what is around them
 MUCH_HIDDEN = 0.1       # share of the lesions' pixels
 SMALLER_STEPS = (25.0, 10.0, 5.0)       # between gray values, to be recommended
-
-
-def check_mask_settings(config: Any) -> None:
-    """Raises UserError where `gray_step` or `num_segments` of a configuration make no unsupervised mask."""
-    if not 0 <= config.gray_step <= WHITE:
-        raise UserError(f"gray_step (t) is {config.gray_step:g}: choose more than 0 and at most 255, or 0 for no "
-                        "quantisation")
-    if not 1 <= config.num_segments <= 512 ** 2:
-        raise UserError(f"num_segments (M) is {config.num_segments}: choose from 1 to {512 ** 2}, the pixels of an "
-                        "image of 512 × 512")
 
 
 class MaskConditioned(Synthesizer):

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import WEIGHT, Settings, bounded, choice
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.mixed_reconstruction import MultiScaleSSIMLoss, equal_weights, weighted_pixel_loss
 from nnunet_synth.losses.reconstruction import perceptual_loss
 from nnunet_synth.synthesizers.feature_set import FeatureSet
-from nnunet_synth.synthesizers.options import check_at_least, check_choices
 from nnunet_synth.synthesizers.semantic import SemanticClasses
 
 
 @dataclass(frozen=True)
-class MixedWeights:
+class MixedWeights(Settings):
     """What configurations with a mixed loss have in common; the defaults are CoSinGAN's (Eq. 6, 7)."""
 
-    pixel_weight: float = 10.0          # λ_WPPL
-    class_weights: tuple[float, ...] = (0.1, 0.5, 1.0)      # M of background, anatomy, labels
-    ms_ssim_weight: float = 1.0         # λ_MS-SSIM
-    ms_ssim: str = "zhao"               # | wang
-    classification_weight: float = 10.0  # λ_MS-FVL: features of VGG19, where they are at hand
-    segmentation_weight: float = 10.0   # λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand
+    pixel_weight: float = bounded(10.0, WEIGHT)                  # λ_WPPL
+    class_weights: tuple[float, ...] = bounded((0.1, 0.5, 1.0), WEIGHT)  # M of background, anatomy, labels
+    ms_ssim_weight: float = bounded(1.0, WEIGHT)                 # λ_MS-SSIM
+    ms_ssim: str = choice(*MultiScaleSSIMLoss.FORMS)            # | wang
+    classification_weight: float = bounded(10.0, WEIGHT)         # λ_MS-FVL: features of VGG19, where they are at hand
+    # Λ_MS-FUL: features of the fold's own nnU-Net, where they are at hand.
+    segmentation_weight: float = bounded(10.0, WEIGHT)
 
     def __post_init__(self) -> None:
-        if len(self.class_weights) != 3 or not all(_is_weight(weight) for weight in self.class_weights):
-            raise UserError("class_weights are three numbers of at least 0: of the background, of the anatomy, of the "
-                            "labels")
-        check_choices(self, ms_ssim=MultiScaleSSIMLoss.FORMS)
-        check_at_least(self, pixel_weight=0, ms_ssim_weight=0, classification_weight=0, segmentation_weight=0)
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        super().__post_init__()
+        if len(self.class_weights) != 3:
+            raise UserError("class_weights are three numbers: of the background, of the anatomy, of the labels")
 
 
 class MixedReconstruction(nn.Module):

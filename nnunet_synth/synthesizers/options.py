@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +22,8 @@ def parse_options(options: Iterable[str]) -> dict[str, Any]:
             parsed[key] = json.loads(text)
         except ValueError:
             parsed[key] = text
+        except RecursionError as error:
+            raise UserError(f"option {key}: the value is nested beyond reason") from error
     return parsed
 
 
@@ -60,35 +61,13 @@ def apply_drawing_options(synthesizer: Synthesizer, options: Mapping[str, Any]) 
     synthesizer.config = replace(synthesizer.config, **changed)
 
 
-def check_choices(config: Any, **choices: Sequence[str]) -> None:
-    """Raises UserError where a field of a configuration has none of its known values."""
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise UserError(f"{name} {getattr(config, name)!r} is unknown; known: {', '.join(known)}")
-
-
-def check_at_least(config: Any, **lowest: float) -> None:
-    """Raises UserError where a number of a configuration is below its lowest value, or not finite."""
-    for name, low in lowest.items():
-        value = getattr(config, name)
-        if not low <= value < math.inf:
-            raise UserError(f"{name} is {value:g}, it must be at least {low:g}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Raises UserError where a number of a configuration is not above 0, or not finite."""
-    for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise UserError(f"{name} is {getattr(config, name):g}, it must be above 0")
-
-
 def config_from_json(synthesizer: type[Synthesizer], content: Mapping[str, Any]) -> Any:
     """The Config that was stored as JSON. Raises UserError when it holds a field that this version does not know."""
     known = {field.name for field in fields(synthesizer.Config)}
     unknown = sorted(set(content) - known)
     if unknown:
         raise UserError(f"the stored configuration of synthesizer {synthesizer.name} has unknown option(s) "
-                        f"{', '.join(unknown)}: it was written by another version, pretrain it again")
+                        f"{', '.join(unknown)}, it was written by another version")
     return synthesizer.Config(**{key: tuple(value) if isinstance(value, list) else value
                                  for key, value in content.items()})
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import BATCH, DEPTH, LEARNING_RATE, STEPS, WEIGHT, WIDTH, Bounds, Settings, bounded, choice
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import HINGE
 from nnunet_synth.progress import progress
@@ -48,37 +49,31 @@ MAX_CLASSES_WITH_OWN_FC = 20
 
 
 @dataclass(frozen=True)
-class SEANConfig:
+class SEANConfig(Settings):
     """SEAN's hyper-parameters; the defaults are those of the preset "default"."""
 
-    ngf: int = 32                       # width of the last block; it doubles with every halving of the resolution
-    num_upsamplings: int = 5            # H and W are padded to multiples of 2^this
-    style_dim: int = 512                # F, length of a style code
-    spade_hidden: int = 64              # channels between the two convolutions of the SPADE branch
-    encoder_width: int = 32             # of the style encoder's first layer
-    style_fc: str = "auto"              # per_class | shared | auto = shared from 20 classes on
+    ngf: int = bounded(32, WIDTH)  # width of the last block; it doubles with every halving of the resolution
+    num_upsamplings: int = bounded(5, Bounds(low=2, high=10))    # H and W are padded to multiples of 2^this
+    style_dim: int = bounded(512, Bounds(low=1, high=8192))      # F, length of a style code
+    spade_hidden: int = bounded(64, WIDTH)  # channels between the two convolutions of the SPADE branch
+    encoder_width: int = bounded(32, WIDTH)                      # of the style encoder's first layer
+    style_fc: str = choice("auto", "per_class", "shared")       # per_class | shared | auto = shared from 20 classes on
     noise: bool = True                  # the noise of ACE, in training and in synthesis
-    init_gain: float = 0.02             # of the Xavier initialisation
+    init_gain: float = bounded(0.02, Bounds(low=0, high=100, open_low=True))     # of the Xavier initialisation
 
-    ndf: int = 64                       # width of the discriminator's first layer
-    num_discriminator_layers: int = 3   # strided ones
-    num_scales: int = 2                 # discriminators on the image and on its averaged half
+    ndf: int = bounded(64, WIDTH)                                # width of the discriminator's first layer
+    num_discriminator_layers: int = bounded(3, DEPTH)            # strided ones
+    num_scales: int = bounded(2, Bounds(low=1, high=8))          # discriminators on the image and on its averaged half
 
-    adversarial_weight: float = 1.0
-    feature_matching_weight: float = 10.0
-    perceptual_weight: float = 10.0
-    l1_weight: float | None = None      # None = 0 with perceptual features (the paper), 10 without
+    adversarial_weight: float = bounded(1.0, WEIGHT)
+    feature_matching_weight: float = bounded(10.0, WEIGHT)
+    perceptual_weight: float = bounded(10.0, WEIGHT)
+    l1_weight: float | None = bounded(None, WEIGHT)  # None = 0 with perceptual features (the paper), 10 without
 
-    num_steps: int = 25_000
-    batch_size: int = 16
-    generator_lr: float = 1e-4          # TTUR
-    discriminator_lr: float = 4e-4
-
-    def __post_init__(self) -> None:
-        if self.style_fc not in ("auto", "per_class", "shared"):
-            raise UserError(f"style_fc {self.style_fc!r} is unknown; known: auto, per_class, shared")
-        if self.num_upsamplings < 2:
-            raise UserError(f"num_upsamplings is {self.num_upsamplings}, it must be at least 2")
+    num_steps: int = bounded(25_000, STEPS)
+    batch_size: int = bounded(16, BATCH)
+    generator_lr: float = bounded(1e-4, LEARNING_RATE)           # TTUR
+    discriminator_lr: float = bounded(4e-4, LEARNING_RATE)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

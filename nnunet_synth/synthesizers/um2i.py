@@ -22,6 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_synth.bounds import (
+    BATCH,
+    DEPTH,
+    FRACTION,
+    LEARNING_RATE,
+    STEPS,
+    WEIGHT,
+    WIDTH,
+    Bounds,
+    Settings,
+    bounded,
+    choice,
+)
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.adversarial import LEAST_SQUARES
 from nnunet_synth.losses.trusted_segmentation import trusted_segmentation_loss
@@ -31,8 +44,7 @@ from nnunet_synth.synthesizers.base import Batch, Prepared, Slices, SliceSource,
 from nnunet_synth.synthesizers.blocks import frozen, init_normal, masked
 from nnunet_synth.synthesizers.conditional_stage import judge, reconstruction_terms, weighted_sum
 from nnunet_synth.synthesizers.edge_map import edge_map
-from nnunet_synth.synthesizers.mask_conditioned import MAX_SLICES, MaskConditioned, check_mask_settings
-from nnunet_synth.synthesizers.options import check_choices
+from nnunet_synth.synthesizers.mask_conditioned import GRAY_STEP, MAX_SLICES, NUM_SEGMENTS, MaskConditioned
 from nnunet_synth.synthesizers.patch_discriminator import MultiScaleDiscriminator
 from nnunet_synth.synthesizers.residual_generator import ResidualTrunk, head
 
@@ -40,50 +52,48 @@ MAX_CLUSTERS = 128      # cached ids are below this
 
 
 @dataclass(frozen=True)
-class UM2IConfig:
+class UM2IConfig(Settings):
     """UM2I's hyper-parameters; the defaults are those of the preset "default"."""
 
-    width: int = 32                     # of G₂'s first layer; it doubles with every halving of the resolution
-    num_down: int = 4
-    num_blocks: int = 9                 # residual ones
-    norm: str = "instance"              # | batch
-    tasks: str = "joint"                # both tasks on one trunk | separate (Table II: one trunk each) | image
+    width: int = bounded(32, WIDTH)  # of G₂'s first layer; it doubles with every halving of the resolution
+    num_down: int = bounded(4, DEPTH)
+    num_blocks: int = bounded(9, Bounds(low=0, high=64))         # residual ones
+    norm: str = choice("instance", "batch")
+    # Both tasks on one trunk | separate (Table II: one trunk each) | image.
+    tasks: str = choice("joint", "separate", "image")
 
-    superpixels: str = "slic"           # | cached: those that `nnunet_synth layouts` made
-    num_segments: int = 512             # M, in an image of 512 × 512
-    gray_step: float = 50.0             # t, between the gray values of the UM; 0 = not quantised (Table V)
-    compactness: float = 0.1            # of SLIC
-    um_policy: str = "edit"             # the UM of the unlabelled image is edited by its label | as_is
+    superpixels: str = choice("slic", "cached")                 # | cached: those that `nnunet_synth layouts` made
+    num_segments: int = bounded(512, NUM_SEGMENTS)               # M, in an image of 512 × 512
+    gray_step: float = bounded(50.0, GRAY_STEP)  # t, between the gray values of the UM; 0 = not quantised (Table V)
+    compactness: float = bounded(0.1, Bounds(low=0, high=1000))  # of SLIC
+    um_policy: str = choice("edit", "as_is")  # the UM of the unlabelled image is edited by its label | as_is
 
-    ndf: int = 64                       # width of the discriminators' first layer
-    num_discriminator_layers: int = 3   # strided ones
-    num_scales: int = 2                 # discriminators on the image and on its averaged half
+    ndf: int = bounded(64, WIDTH)                                # width of the discriminators' first layer
+    num_discriminator_layers: int = bounded(3, DEPTH)            # strided ones
+    num_scales: int = bounded(2, Bounds(low=1, high=8))          # discriminators on the image and on its averaged half
 
-    recon: str = "vgg"                  # perceptual (L1 where no features are at hand) | l1 | both
-    adversarial_weight: float = 1.0
-    perceptual_weight: float = 10.0
-    l1_weight: float = 10.0
-    label_adversarial_weight: float = 1.0
-    segmentation_weight: float = 10.0
-    unlabelled_weight: float = 0.5      # of the segmentation loss of pseudo-labels, beside that of labels
+    recon: str = choice("vgg", "l1", "both")  # perceptual (L1 where no features are at hand) | l1 | both
+    adversarial_weight: float = bounded(1.0, WEIGHT)
+    perceptual_weight: float = bounded(10.0, WEIGHT)
+    l1_weight: float = bounded(10.0, WEIGHT)
+    label_adversarial_weight: float = bounded(1.0, WEIGHT)
+    segmentation_weight: float = bounded(10.0, WEIGHT)
+    unlabelled_weight: float = bounded(0.5, WEIGHT)  # of the segmentation loss of pseudo-labels, beside that of labels
 
     semi_supervised: bool = True        # False = the supervised stage only (Table III)
-    supervised_share: float = 0.5       # of the steps, before unlabelled slices come in
-    confidence_threshold: float = 0.5   # of the pseudo-labels that count
+    # Of the steps, before unlabelled slices come in.
+    supervised_share: float = bounded(0.5, Bounds(low=0, high=1, open_low=True))
+    confidence_threshold: float = bounded(0.5, FRACTION)         # of the pseudo-labels that count
 
-    num_steps: int = 25_000
-    batch_size: int = 8                 # labelled slices a step, and as many unlabelled ones
-    generator_lr: float = 2e-4
-    discriminator_lr: float = 2e-4
+    num_steps: int = bounded(25_000, STEPS)
+    batch_size: int = bounded(8, BATCH)                          # labelled slices a step, and as many unlabelled ones
+    generator_lr: float = bounded(2e-4, LEARNING_RATE)
+    discriminator_lr: float = bounded(2e-4, LEARNING_RATE)
 
     def __post_init__(self) -> None:
-        check_choices(self, tasks=("joint", "separate", "image"), superpixels=("slic", "cached"),
-                      um_policy=("edit", "as_is"), recon=("vgg", "l1", "both"))
-        check_mask_settings(self)
+        super().__post_init__()
         if self.superpixels == "cached" and self.gray_step == 0:
             raise UserError("gray_step 0 needs superpixels slic: cached ones are quantised")
-        if not 0 < self.supervised_share <= 1:
-            raise UserError(f"supervised_share is {self.supervised_share:g}: choose more than 0 and at most 1")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from nnunet_synth.errors import UserError
 PLANS = {
     "dataset_name": "Dataset701_Tiny",
     "plans_name": "nnUNetPlans",
+    "image_reader_writer": "SimpleITKIO",
+    "transpose_forward": [0, 1, 2],
     "foreground_intensity_properties_per_channel": {"0": {"mean": -512.3456789012345, "std": 1e-7}},
     "configurations": {
         "2d": {"data_identifier": "nnUNetPlans_2d", "batch_size": 12, "patch_size": [64, 64], "architecture": {}},
@@ -109,6 +111,7 @@ def test_a_name_is_replaced_only_with_force(plans_file):
     (["2d", "--name", "x", "--set", "seed"], "not of the form key=value"),
     (["2d", "--name", "x", "--set", "sed=1"], "did you mean seed?"),
     (["2d", "--name", "x", "--set", "pseudo_weight=-1"], "must be at least 0"),
+    (["2d", "--name", "n" * 101], "of 101 letters"),
     (["2d", "--name", "x", "--set", "synthesizer=gan"], "unknown synthesizer 'gan'"),
     (["2d", "--name", "x", "--set", 'synthesizer_options={"nfg": 1}'], "has no option 'nfg'"),
     (["2d", "--name", "x", "--preset", "paper", "--set", "num_epochs=5"], "epochs_over_unlabelled"),

@@ -146,7 +146,6 @@ def test_settings_of_one_synthesizer_are_not_those_of_another(edit_plans):
     (("--option", "ngf=wide"), "must be int"),
     (("--option", "ngf"), "not of the form key=value"),
     (("--patch-size", "30", "32"), "multiples of 8"),
-    (("--steps", "0"), "--steps 0: must be at least 1"),
     (("--device", "tpu"), "give cpu, cuda"),
     (("--perceptual", "nowhere"), "no such folder"),
     (("--perceptual", "vgg19"), "neither in torchvision's cache nor could they be downloaded"),

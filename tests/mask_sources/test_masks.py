@@ -76,9 +76,10 @@ def test_unlabelled_slices_are_their_share_of_the_batch():
 
 
 @pytest.mark.parametrize("options, match", [
-    ({"gray_step": -1.0}, "gray_step .t. is -1"), ({"gray_step": 256.0}, "gray_step .t. is 256"),
-    ({"num_segments": 0}, "num_segments .M. is 0"), ({"num_segments": 512 ** 2 + 1}, "the pixels of an image"),
-    ({"unlabelled_share": 1.5}, "unlabelled_share is 1.5"),
+    ({"gray_step": -1.0}, "gray_step must be .*, got -1"), ({"gray_step": 256.0}, "gray_step must be .*, got 256"),
+    ({"num_segments": 0}, "num_segments must be .*, got 0"),
+    ({"num_segments": 512 ** 2 + 1}, "at most 262144, got 262145"),
+    ({"unlabelled_share": 1.5}, "unlabelled_share must be .*, got 1.5"),
 ])
 def test_bad_options(options, match):
     with pytest.raises(UserError, match=match) as error:

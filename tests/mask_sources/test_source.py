@@ -220,11 +220,11 @@ def test_one_generator_decides_everything_and_torchs_own_is_left_alone():
 
 
 @pytest.mark.parametrize("options, match", [
-    ({"truncation": 1.2}, "truncation is 1.2, it must lie between 0 and 1"),
-    ({"fade_in": -1.0}, "fade_in is -1"),
-    ({"r1_every": 0}, "r1_every is 0, it must be at least 1"),
-    ({"steps_per_depth": ()}, "must be lists of whole numbers"),
-    ({"batch_sizes": (4, 0)}, "must be lists of whole numbers"),
+    ({"truncation": 1.2}, "truncation must be at least 0 and at most 1, got 1.2"),
+    ({"fade_in": -1.0}, "fade_in must be at least 0 .*, got -1"),
+    ({"r1_every": 0}, "r1_every must be at least 1 .*, got 0"),
+    ({"steps_per_depth": ()}, "steps_per_depth must be a list with at least one value"),
+    ({"batch_sizes": (4, 0)}, "batch_sizes must be at least 1 .*, got 0"),
 ])
 def test_bad_options(options, match):
     with pytest.raises(UserError, match=match):

@@ -692,8 +692,8 @@ def test_stacked_slices_need_a_montage() -> None:
     ({"style_loss": "gram"}, "statistics, features"),
     ({"gray_step": 256.0}, "at most 255"),
     ({"num_segments": 0}, "num_segments"),
-    ({"unlabelled_share": 1.5}, "between 0 and 1"),
-    ({"classifier_share": 1.0}, "between 0 and 1"),
+    ({"unlabelled_share": 1.5}, "at most 1, got 1.5"),
+    ({"classifier_share": 1.0}, "below 1, got 1"),
     ({"num_classifiers": 0}, "at least 1"),
     ({"classifier_width": 2}, "at least 4"),
 ])

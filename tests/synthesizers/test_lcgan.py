@@ -236,11 +236,11 @@ def test_the_models_of_10_50_100_and_200_epochs_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"diversity": "noise"}, "diversity 'noise' is unknown; known: none, dropout"),
+    ({"diversity": "noise"}, "diversity must be one of none, dropout, got 'noise'"),
     ({"diversity": "dropout", "dropout": 0.0}, "needs dropout above 0"),
-    ({"dropout": 1.0}, "dropout is 1, it must be at least 0 and below 1"),
-    ({"num_down": 1}, "num_down is 1"),
-    ({"norm": "layer"}, "norm 'layer' is unknown"),
+    ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1"),
+    ({"num_down": 1}, "num_down must be at least 2"),
+    ({"norm": "layer"}, "norm must be one of batch, instance"),
     ({"class_weights": (1.0, 2.0)}, "class_weights are three numbers"),
 ])
 def test_mistakes_get_one_line(options, words):

@@ -101,5 +101,5 @@ def test_the_learning_rate_falls_in_the_last_quarter():
 def test_bad_patch_and_norm():
     with pytest.raises(UserError, match="no multiple of 8"):
         make_stage(size=36)
-    with pytest.raises(UserError, match="norm 'layer' is unknown"):
+    with pytest.raises(UserError, match="norm must be one of instance, batch"):
         make_stage(norm="layer")
