@@ -15,7 +15,6 @@ A source may grow: what an earlier addition of it brought stays as it is, and on
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,15 +22,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from nnunet_synth.atomic import write_json
+from nnunet_synth.atomic import remove_folder, write_json
 from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription
 from nnunet_synth.dataset_conversion.report import CaseReport, ConversionReport, write_metadata
-from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest, only_writer
+from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest
 from nnunet_synth.dataset_conversion.volumes import ORIENTATION
 from nnunet_synth.dataset_conversion.writer import check_cases, check_ids, convert_cases
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_json
+from nnunet_synth.lock import only_writer
 
 _IF_MISSING, _IF_DAMAGED = "give the id of an existing raw dataset", "correct it"
 
@@ -89,7 +89,7 @@ def _finish_moving(unfinished: Unfinished, dataset: Path) -> dict[str, Any] | No
         for file in sorted((unfinished.dataset / folder).glob("*.*")):
             (dataset / folder).mkdir(exist_ok=True)
             file.replace(dataset / folder / file.name)
-    shutil.rmtree(unfinished.folder, ignore_errors=True)
+    remove_folder(unfinished.folder)        # its mark would be taken for the next addition's
     return mark
 
 
