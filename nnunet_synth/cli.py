@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_synth import __version__
 from nnunet_synth.errors import UserError
+from nnunet_synth.process_counts import check_environment
 
 VERBS = ("convert", "layouts", "split", "configure", "preprocess", "pretrain", "sample", "edit", "quality", "select",
          "evaluate", "study", "demo", "doctor")
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, or 2 with one clear line on stderr when the user can mend it."""
     args = build_parser().parse_args(arguments)
     try:
+        if args.verb != "doctor":       # which says it among all else
+            check_environment()
         args.run(args)
     except UserError as error:
         print(f"nnunet_synth {args.verb}: error: {error}", file=sys.stderr)
@@ -29,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or Python complains when it flushes
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        print(f"nnunet_synth {args.verb}: error: {error.strerror}: {error.filename or 'while writing'}; "
+        reason = f"{error.strerror}{', the limit is that of ulimit -f' if error.errno == errno.EFBIG else ''}"
+        print(f"nnunet_synth {args.verb}: error: {reason}: {error.filename or 'while writing'}; "
               "nothing incomplete was left behind, run the same command again when that is mended", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
