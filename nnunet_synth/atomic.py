@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from nnunet_synth.errors import UserError
 
@@ -32,7 +33,7 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with naming_a_full_disk(target.parent):
+        with naming_a_full_disk(target.parent, temporary):
             yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -72,42 +73,74 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        with naming_a_full_disk(target.parent):
+        with naming_a_full_disk(target.parent, temporary):
             yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)        # renamed; or the error is what matters
+
+
+def remove_folder(folder: str | Path) -> None:
+    """Remove a folder with all that is in it, if it is there.
+
+    Raises:
+        UserError: something in it cannot be removed; the message names it.
+    """
+    if not os.path.lexists(folder):
+        return
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be removed ({error.strerror}): see to it that you may "
+                        f"write there, or remove {folder} yourself") from error
 
 
 @contextmanager
-def naming_a_full_disk(folder: str | Path) -> Iterator[None]:
-    """Where something in here fails and the disk of `folder` is full, raise an OSError that says so.
+def naming_a_full_disk(folder: str | Path, doomed: Path | None = None) -> Iterator[None]:
+    """Where something in here fails and the disk of `folder` is full, or a file has reached the largest size that the
+    system allows, raise an OSError that says so.
 
     torch, safetensors, blosc2, ITK and NumPy each tell of a full disk in words of their own, some in words about
     something else. The disk is asked before the incomplete file is removed.
+
+    Args:
+        doomed: the file, or the folder of files, that is removed when this fails.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        full = None if isinstance(error, OSError) and error.errno else _refusal(Path(folder))
+        full = None if isinstance(error, OSError) and error.errno else refusal(Path(folder), doomed)
         if full is not None:
             raise full from error
         raise
 
 
-def _refusal(folder: Path) -> OSError | None:
-    """What the disk answers to another megabyte."""
+def refusal(folder: Path, doomed: Path | None = None) -> OSError | None:
+    """What the system answers to another megabyte in a new file of the folder; and at the end of the largest file of
+    `doomed`, which is removed anyway, as that may have reached the largest size that is allowed.
+
+    Returns:
+        ENOSPC, EDQUOT, EFBIG, … of the folder; None = there is room.
+    """
+    files = [] if doomed is None else [path for path in (doomed, *doomed.rglob("*")) if path.is_file()]
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(2 ** 20))
-            probe.flush()
-            os.fsync(probe.fileno())
+            _write_a_megabyte(probe)
+        if files:
+            with open(max(files, key=lambda path: path.stat().st_size), "ab") as probe:
+                _write_a_megabyte(probe)
     except OSError as error:
         return OSError(error.errno, os.strerror(error.errno or errno.ENOSPC), str(folder))
     return None
+
+
+def _write_a_megabyte(file: IO[bytes]) -> None:
+    file.write(bytes(2 ** 20))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_text(text: str, target: str | Path) -> None:

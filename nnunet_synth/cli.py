@@ -9,8 +9,8 @@ import sys
 
 from nnunet_synth.errors import UserError
 
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR,
-            errno.EEXIST, errno.EISDIR, errno.ELOOP)
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+            errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
 
 
 def main(arguments: "list[str] | None" = None) -> int:
@@ -38,8 +38,9 @@ def main(arguments: "list[str] | None" = None) -> int:
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        print(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; nothing incomplete was left "
-              "behind, run the same command again when that is mended", file=sys.stderr)
+        reason = f"{error.strerror}{', the limit is that of ulimit -f' if error.errno == errno.EFBIG else ''}"
+        print(f"{name}: error: {reason}: {error.filename or 'while writing'}; nothing incomplete was left behind, run "
+              "the same command again when that is mended", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         from nnunet_synth.memory import out_of_memory

@@ -15,7 +15,7 @@ PLAIN_TORCH = {
     "superpixels.py": (),
     "synthesizers": ("synthesizers", "superpixels", "losses"),
 }
-COMMON = ("errors", "bounds", "json_file", "atomic", "progress", "mixed_precision", "__version__")
+COMMON = ("errors", "bounds", "json_file", "atomic", "kept_aside", "progress", "mixed_precision", "__version__")
 
 
 def sources(room: str) -> list[Path]:

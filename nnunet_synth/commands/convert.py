@@ -23,6 +23,7 @@ from nnunet_synth.bounds import DATASET_ID, JOBS
 from nnunet_synth.commands.numbers import whole
 from nnunet_synth.dataset_conversion.converter import CONVERTERS, load_converter
 from nnunet_synth.errors import UserError
+from nnunet_synth.process_counts import check_jobs
 
 if TYPE_CHECKING:
     from nnunet_synth.dataset_conversion.writer import ConversionReport
@@ -84,8 +85,7 @@ def convert(source_type: str, source: str | Path, dataset_id: int | None = None,
         raise UserError(f"unknown dataset {source_type!r}: choose one of {', '.join(CONVERTERS)}")
     converter = load_converter(source_type)
     own_options = _checked_options(source_type, converter.Options, options)
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least one worker is needed")
+    check_jobs(jobs)
     if dataset_id is not None and add_to_pool is not None:
         raise UserError("-d makes a new dataset, --add-to-pool adds to an existing one: give one of them")
     if name is not None and add_to_pool is not None:

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING
 from nnunet_synth.bounds import BATCH, JOBS, Bounds
 from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
+from nnunet_synth.process_counts import check_jobs
 
 if TYPE_CHECKING:
     from nnunet_synth.data.find_layouts import LayoutReport
@@ -110,8 +111,7 @@ def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int =
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least one worker is needed")
+    check_jobs(jobs)
     orientation = _checked(orientation)
     if (images is None) != (masked is None):
         raise UserError("--images IN and --masked OUT belong together")
@@ -123,28 +123,31 @@ def layouts(dataset: str | int | None, method: str = "threshold", *, jobs: int =
         raise UserError(f"--images has no {what}: use --method threshold or lungmask")
 
     from nnunet_synth.data import find_layouts
+    from nnunet_synth.lock import only_writer
     raw_folder = None if dataset is None else _raw_folder(dataset)
     network = _network(method, model, weights, device, batch_size)
     superpixels = _superpixels(method, segmentation, segments, step, into)
-    if images is not None:
-        description = find_layouts.read_dataset_json(raw_folder) if raw_folder else _describe(Path(images))
-        reports = find_layouts.write_masked_images(Path(images), Path(masked), description, orientation, jobs, network)
-        done = f"masked copies written to {masked}"
-    elif superpixels is not None:
-        from nnunet_synth.data.superpixel_layouts import write_superpixels
-        into = into or "layout"
-        reports = write_superpixels(raw_folder, superpixels, into, jobs, overwrite)
-        done = f"{into}s written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
-    elif method == "cs2":
-        from nnunet_synth.commands.pretrain import find_device
-        from nnunet_synth.data.cluster_network import ClusterSettings
-        from nnunet_synth.data.cs2_clusters import write_cs2_clusters
-        reports = write_cs2_clusters(raw_folder, ClusterSettings(), find_device(device), jobs, overwrite)
-        done = f"clusters written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
-    else:
-        reports = find_layouts.write_layouts(raw_folder, method, jobs, overwrite, orientation,
-                                             layout_labels or ["left_lung", "right_lung"], inside, network)
-        done = f"layouts written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
+    with only_writer(raw_folder if masked is None else Path(masked)):
+        if images is not None:
+            description = find_layouts.read_dataset_json(raw_folder) if raw_folder else _describe(Path(images))
+            reports = find_layouts.write_masked_images(Path(images), Path(masked), description, orientation, jobs,
+                                                       network)
+            done = f"masked copies written to {masked}"
+        elif superpixels is not None:
+            from nnunet_synth.data.superpixel_layouts import write_superpixels
+            into = into or "layout"
+            reports = write_superpixels(raw_folder, superpixels, into, jobs, overwrite)
+            done = f"{into}s written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
+        elif method == "cs2":
+            from nnunet_synth.commands.pretrain import find_device
+            from nnunet_synth.data.cluster_network import ClusterSettings
+            from nnunet_synth.data.cs2_clusters import write_cs2_clusters
+            reports = write_cs2_clusters(raw_folder, ClusterSettings(), find_device(device), jobs, overwrite)
+            done = f"clusters written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
+        else:
+            reports = find_layouts.write_layouts(raw_folder, method, jobs, overwrite, orientation,
+                                                 layout_labels or ["left_lung", "right_lung"], inside, network)
+            done = f"layouts written to {raw_folder}; next: nnunet_synth preprocess {dataset} 2d"
     _print(reports)
     print(done)
     return reports

@@ -35,11 +35,14 @@ def preprocess(dataset: str | int, configuration: str, plans: str = "nnUNetPlans
     """Preprocess what is missing; returns how many cases and layouts that were.
 
     Raises:
-        UserError: see `nnunet_synth.data.unlabelled.preprocess_pool`; or there is neither a pool nor a layout.
+        UserError: see `nnunet_synth.data.unlabelled.preprocess_pool`; or there is neither a pool nor a layout, or no
+            process to do it.
     """
     import os
 
-    from nnunetv2.configuration import default_num_processes
+    from nnunet_synth.process_counts import check_jobs, processes_from_environment
+    check_jobs(jobs)
+    default = processes_from_environment("nnUNet_def_n_proc", 8)        # before nnU-Net reads it
 
     from nnunet_synth.data.experiment import load_experiment
     from nnunet_synth.data.unlabelled import check_pool, preprocess_pool
@@ -52,7 +55,7 @@ def preprocess(dataset: str | int, configuration: str, plans: str = "nnUNetPlans
         raise UserError(f"{experiment.raw_folder} has neither imagesUl nor layoutsTr nor clustersTr: put unlabelled "
                         "images into imagesUl, named CASE_0000" + experiment.dataset_json["file_ending"])
     if jobs is None:
-        jobs = min(default_num_processes, os.cpu_count() or 1)
+        jobs = min(default, os.cpu_count() or 1)
     plan = preprocess_pool(experiment, num_processes=jobs, force=force)
     for warning in plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)

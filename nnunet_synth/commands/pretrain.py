@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -100,10 +99,8 @@ def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthes
 
     from nnunet_synth.data.experiment import load_experiment
     from nnunet_synth.data.montages import parse_montage
-    from nnunet_synth.mask_sources.source import draw_mask_gallery
-    from nnunet_synth.synthesizers.checkpoint import save_meta
+    from nnunet_synth.lock import only_writer
     from nnunet_synth.synthesizers.options import parse_options
-    from nnunet_synth.synthesizers.pretrain import pretrain as train
 
     _check_positive(steps=steps, batch_size=batch_size, samples_every=samples_every, checkpoint_every=checkpoint_every)
     used_device, tiles = find_device(device), parse_montage(montage)
@@ -113,34 +110,49 @@ def pretrain(dataset: str | int, configuration: str, fold: int | str, *, synthes
         experiment, synthesizer, mask_source, preset,
         {**parse_options(options), **{key: value for key, value in flags.items() if value is not None}})
     folder = experiment.synthesizer_folder(trained_class.name)
-    _check_folder(folder, resume, force)
-    _prepare_layouts(experiment)
-    slices = training_slices(experiment, tiles)
+    with only_writer(folder):
+        _check_folder(folder, resume, force)
+        _prepare_layouts(experiment)
+        slices = training_slices(experiment, tiles)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            meta = describe(experiment, slices, trained_class, config, patch_size, tiles)
+            model = trained_class.build(meta, config)
+        features, name = (None, "off") if mask_source else find_features(perceptual, experiment, model, vgg_weights)
+        if mask_source is None:
+            print(f"perceptual loss: {name}")
+        model.meta = replace(meta, preset=preset, perceptual=name, seed=seed)
+        if model.takes_feature_set:
+            _say_what_is_missing(features, experiment)
 
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        meta = describe(experiment, slices, trained_class, config, patch_size, tiles)
-        model = trained_class.build(meta, config)
-    features, name = (None, "off") if mask_source else find_features(perceptual, experiment, model, vgg_weights)
-    if mask_source is None:
-        print(f"perceptual loss: {name}")
-    model.meta = replace(meta, preset=preset, perceptual=name, seed=seed)
-    if model.takes_feature_set:
-        _say_what_is_missing(features, experiment)
+        model.prepare_training(slices)      # before anything is removed: it may refuse them
+        if force:
+            _remove(folder)
+        return _train(model, slices, folder, is_mask_source=mask_source is not None, device=used_device, steps=steps,
+                      batch_size=batch_size, seed=seed, resume=resume, perceptual=features,
+                      samples_every=samples_every, checkpoint_every=checkpoint_every)
 
-    model.prepare_training(slices)      # before anything is removed: it may refuse them
-    if force:
-        _remove(folder)
-    train(model, slices, folder, device=used_device, steps=steps, batch_size=batch_size, seed=seed, resume=resume,
-          perceptual=features, samples_every=samples_every, checkpoint_every=checkpoint_every,
-          gallery=draw_mask_gallery if mask_source else None)
-    del model, features         # the training graph's memory
 
-    trained, metrics, words = measure(folder, slices, used_device, seed, is_mask_source=mask_source is not None)
+def _train(model: Trainable, slices: FoldSlices | MontageSlices, folder: Path, *, is_mask_source: bool, device: str,
+           seed: int, resume: bool, **how: Any) -> SynthMeta:
+    """Train and measure; of a run that is finished already, nothing is written."""
+    from nnunet_synth.mask_sources.source import draw_mask_gallery
+    from nnunet_synth.synthesizers.checkpoint import META_FILE, load_meta, save_meta
+    from nnunet_synth.synthesizers.pretrain import pretrain as train
+
+    before = load_meta(folder) if resume and (folder / META_FILE).exists() else None
+    train(model, slices, folder, device=device, seed=seed, resume=resume,
+          gallery=draw_mask_gallery if is_mask_source else None, **how)
+    del model, how          # the training graph's memory
+    if before is not None and before.metrics.get("finished"):
+        print(f"{folder} is finished ({before.steps} steps): there is nothing to continue, and nothing was changed")
+        return before
+
+    trained, metrics, words = measure(folder, slices, device, seed, is_mask_source)
     meta = trained.meta.with_metrics(finished=True, **{key: _json_number(value) for key, value in metrics.items()})
     save_meta(meta, folder)
     print(words)
-    print(f"{'mask source' if mask_source else 'synthesizer'}: {folder}")
+    print(f"{'mask source' if is_mask_source else 'synthesizer'}: {folder}")
     return meta
 
 
@@ -328,13 +340,13 @@ def _check_positive(**numbers: int | None) -> None:
 
 
 def _check_folder(folder: Path, resume: bool, force: bool) -> None:
-    from nnunet_synth.synthesizers.checkpoint import META_FILE, TRAIN_STATE_FILE, load_meta
-    if resume or force or not (folder / TRAIN_STATE_FILE).exists():
+    from nnunet_synth.synthesizers.checkpoint import META_FILE, TRAIN_STATE_FILE, WEIGHTS_FILE, load_meta
+    if resume or force or not any((folder / name).exists() for name in (META_FILE, TRAIN_STATE_FILE, WEIGHTS_FILE)):
         return
     # Killed or out of disk between the two files of its first checkpoint, a run has no meta.json yet.
     progress = f"of {load_meta(folder).steps} steps" if (folder / META_FILE).exists() else "in training"
-    raise UserError(f"{folder} already holds a synthesizer {progress}: continue it with --c, or start again with "
-                    "--force")
+    again = "continue it with --c, or start" if (folder / TRAIN_STATE_FILE).exists() else "start"
+    raise UserError(f"{folder} already holds a synthesizer {progress}: {again} again with --force")
 
 
 def _prepare_layouts(experiment: Experiment) -> None:
@@ -345,17 +357,18 @@ def _prepare_layouts(experiment: Experiment) -> None:
               "and labels and must invent the anatomy; see nnunet_synth layouts --help", file=sys.stderr)
     has_maps = experiment.layout_labels or (experiment.raw_folder / "clustersTr").is_dir()
     if has_maps:
-        for warning in preprocess_pool(experiment).warnings:
+        for warning in preprocess_pool(experiment, waits=True).warnings:
             print(f"warning: {warning}", file=sys.stderr)
 
 
 def _remove(folder: Path) -> None:
     """Only what a synthesizer's training writes, and what nnunet_synth select said of it."""
+    from nnunet_synth.atomic import remove_folder
     for name in ("model.safetensors", "meta.json", "train_state.pt", "log.jsonl", "progress.png",
                  "classifier.safetensors", "selection.json"):
         (folder / name).unlink(missing_ok=True)
     for name in ("samples", "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove_folder(folder / name)
 
 
 def _json_number(value: float) -> float | None:

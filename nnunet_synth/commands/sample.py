@@ -91,6 +91,7 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     from nnunet_synth.data.experiment import load_experiment
     from nnunet_synth.data.montages import parse_montage
     from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
+    from nnunet_synth.lock import only_writer
     from nnunet_synth.progress import progress
     from nnunet_synth.synthesizers.gallery import write_gallery
     from nnunet_synth.synthesizers.options import apply_drawing_options, parse_options
@@ -122,7 +123,7 @@ def sample(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     provenance = {"from": source, "seed": seed, **({} if masks is None else {"mask_source": masks.name,
                                                                              "mask_source_steps": masks.meta.steps})}
     rows: list[tuple[np.ndarray, ...]] = []
-    with torch.random.fork_rng([]), atomic_folder(target) as folder:
+    with torch.random.fork_rng([]), only_writer(target), atomic_folder(target) as folder:
         writer = SyntheticWriter(experiment, model.meta, folder, has_layouts=not is_labelled_by_head)
         for part, image in progress(islice(drawn, number), f"drawing with {synthesizer}", number):
             writer.write(part, image)
@@ -150,6 +151,7 @@ def sample_volumes(experiment: Experiment, model: Synthesizer, target: Path, num
     from nnunet_synth.data.label_volumes import read_label_volumes
     from nnunet_synth.data.slices import FoldSlices
     from nnunet_synth.dataset_conversion.synthetic import SyntheticWriter
+    from nnunet_synth.lock import only_writer
     from nnunet_synth.progress import progress
     from nnunet_synth.synthesizers.gallery import write_gallery
 
@@ -168,7 +170,7 @@ def sample_volumes(experiment: Experiment, model: Synthesizer, target: Path, num
         print("warning: these images are drawn for the masks of all labelled cases, those of the validation fold too: "
               "what is trained on them has seen test masks")
     rows, drawn_for = [], []
-    with torch.random.fork_rng([]), atomic_folder(target) as folder:
+    with torch.random.fork_rng([]), only_writer(target), atomic_folder(target) as folder:
         writer = SyntheticWriter(experiment, model.meta, folder)
         for volume, variant, image in progress(islice(draw_volumes(model, conditions, seed), total),
                                                f"drawing volumes with {model.name}", total):

@@ -78,6 +78,7 @@ def select(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
     from nnunet_synth.data.experiment import load_experiment
     from nnunet_synth.data.intensities import intensity_range
     from nnunet_synth.data.slices import FoldSlices
+    from nnunet_synth.lock import only_writer
     from nnunet_synth.quality.classifier import ClassifierOptions
     from nnunet_synth.selection.acceptance import to_unit
     from nnunet_synth.selection.candidates import find_candidates
@@ -102,26 +103,28 @@ def select(dataset: str | int, configuration: str, fold: int | str, *, synthesiz
         print(f"warning: {warning}")
     network = None if segmenter == NO_SEGMENTER else load_segmenter(experiment, segmenter, used_device)
 
-    slices = FoldSlices(experiment)
-    bounds = intensity_range(experiment, slices)
-    lesions = slices.target_labels
-    judge = Judge(partial(lesion_conditions, slices, lesions, patch_size, number, seed), number, network, lesions,
-                  experiment.semantic, partial(to_unit, intensity_range=bounds))
-    with tempfile.TemporaryDirectory(prefix="nnunet_synth_select_") as scratch:
-        reference = judge.look_at("real", real, Path(scratch) / "real")
-        drawn = [judge.look_at(candidate.name, _drawer(candidate, experiment, slices, used_device, seed),
-                               Path(scratch) / str(place)) for place, candidate in enumerate(candidates)]
-        trained = train_acceptance(reference, drawn, bounds, options, used_device)
-        score_of_real, scores = rank(reference, drawn, number, accept_threshold)
-        facts = {"dataset": experiment.dataset_name, "configuration": configuration, "fold": experiment.fold,
-                 "plans": plans, "segmenter": NO_SEGMENTER if network is None else network.description,
-                 "images of each": number, "pixels": list(patch_size), "seed": seed, "classifier": classifier,
-                 "steps of the classifier": classifier_steps}
-        found = Selection({candidate.name: candidate for candidate in candidates}, score_of_real, scores,
-                          {one.name: one for one in [reference, *drawn]}, trained, accept_threshold, facts)
-        page = write_selection(found, experiment.synthesizer_folder("selection"))
-    for home in dict.fromkeys(candidate.home for candidate in candidates):
-        _leave_classifier(home, found, experiment, bounds, patch_size)
+    folder = experiment.synthesizer_folder("selection")
+    with only_writer(folder):
+        slices = FoldSlices(experiment)
+        bounds = intensity_range(experiment, slices)
+        lesions = slices.target_labels
+        judge = Judge(partial(lesion_conditions, slices, lesions, patch_size, number, seed), number, network, lesions,
+                      experiment.semantic, partial(to_unit, intensity_range=bounds))
+        with tempfile.TemporaryDirectory(prefix="nnunet_synth_select_") as scratch:
+            reference = judge.look_at("real", real, Path(scratch) / "real")
+            drawn = [judge.look_at(candidate.name, _drawer(candidate, experiment, slices, used_device, seed),
+                                   Path(scratch) / str(place)) for place, candidate in enumerate(candidates)]
+            trained = train_acceptance(reference, drawn, bounds, options, used_device)
+            score_of_real, scores = rank(reference, drawn, number, accept_threshold)
+            facts = {"dataset": experiment.dataset_name, "configuration": configuration, "fold": experiment.fold,
+                     "plans": plans, "segmenter": NO_SEGMENTER if network is None else network.description,
+                     "images of each": number, "pixels": list(patch_size), "seed": seed, "classifier": classifier,
+                     "steps of the classifier": classifier_steps}
+            found = Selection({candidate.name: candidate for candidate in candidates}, score_of_real, scores,
+                              {one.name: one for one in [reference, *drawn]}, trained, accept_threshold, facts)
+            page = write_selection(found, folder)
+        for home in dict.fromkeys(candidate.home for candidate in candidates):
+            _leave_classifier(home, found, experiment, bounds, patch_size)
     print(summary(found))
     print(f"The report: {page}")
     return found

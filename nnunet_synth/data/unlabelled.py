@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
-from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, write_json
+from nnunet_synth.atomic import naming_a_full_disk, remove_abandoned, remove_folder, write_json
 from nnunet_synth.data.content import Content
 from nnunet_synth.data.experiment import Experiment
 from nnunet_synth.data.hounsfield import not_hounsfield
@@ -38,6 +37,7 @@ from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.raw_images import check_channels, read_image
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_object
+from nnunet_synth.lock import only_writer
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
@@ -157,7 +157,8 @@ def check_pool(experiment: Experiment) -> None:
                             "two")
 
 
-def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool = False) -> PoolPlan:
+def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool = False,
+                    waits: bool = False) -> PoolPlan:
     """Preprocess what is missing or stale of the pool and of all layouts; returns the plan that was carried out.
 
     Interrupted, it continues where it stopped; a case appears complete or not at all.
@@ -165,17 +166,23 @@ def preprocess_pool(experiment: Experiment, num_processes: int = 1, force: bool 
     Args:
         num_processes: worker processes.
         force: do everything again.
+        waits: for another process that does it, as trainings of several folds that were started together.
 
     Raises:
         UserError: see `check_pool`, `pool_copies.refuse_copies`, `PoolPlan.image_files`, `preprocess_layout`; an image
             that cannot be read, holds NaN or Inf, has other channels or dimensions than the labelled ones, or whose
-            spacing or Hounsfield units cannot be right.
+            spacing or Hounsfield units cannot be right; another process is at it.
     """
     check_pool(experiment)
+    with only_writer(experiment.pool_folder, waits):
+        return _preprocess_pool(experiment, num_processes, force)
+
+
+def _preprocess_pool(experiment: Experiment, num_processes: int, force: bool) -> PoolPlan:
     plan = PoolPlan(experiment)
     if force or plan.is_stale:
         for folder in (experiment.pool_folder, experiment.pool_notes_folder, experiment.layouts_folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         plan = PoolPlan(experiment)
     _remove_orphans(experiment)
     remove_abandoned(experiment.pool_folder)
@@ -240,7 +247,7 @@ def _preprocess_case(experiment: Experiment, labelled: LabelledGeometry,
     folder = experiment.pool_folder
     # Written beside the folder: nnU-Net would take a half-written case inside it for a whole one.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name, \
-            naming_a_full_disk(folder.parent):
+            naming_a_full_disk(folder.parent, Path(name)):
         temporary = Path(name)
         nnUNetDatasetBlosc2.save_case(data, outside, properties, str(temporary / case_id), chunks=chunks, blocks=blocks,
                                       chunks_seg=chunks_seg, blocks_seg=blocks_seg)

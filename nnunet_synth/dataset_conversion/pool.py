@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,16 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_synth.atomic import write_json
+from nnunet_synth.atomic import remove_folder, write_json
 from nnunet_synth.data.content import voxels_sha256
 from nnunet_synth.data.raw_images import check_name, list_cases
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import CaseReport, ConversionReport, write_metadata
-from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest, only_writer
+from nnunet_synth.dataset_conversion.unfinished import Unfinished, digest
 from nnunet_synth.dataset_conversion.volumes import ORIENTATION
 from nnunet_synth.dataset_conversion.writer import check_cases, check_ids, convert_cases
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_object
+from nnunet_synth.lock import only_writer
 
 _IF_MISSING, _IF_DAMAGED = "give the id of an existing raw dataset", "correct it"
 
@@ -101,7 +101,7 @@ def _finish_moving(unfinished: Unfinished, dataset: Path) -> dict[str, Any] | No
         for file in sorted((unfinished.dataset / folder).glob("*.*")):
             (dataset / folder).mkdir(exist_ok=True)
             file.replace(dataset / folder / file.name)
-    shutil.rmtree(unfinished.folder, ignore_errors=True)
+    remove_folder(unfinished.folder)        # its mark would be taken for the next addition's
     return mark
 
 

@@ -1,7 +1,7 @@
 """A conversion under way: its finished cases lie in a hidden folder until all are there, so that the same command goes
 on where it was stopped.
 
-    nnUNet_raw/.Dataset520_Name.lock            held by the one process that writes
+    nnUNet_raw/.Dataset520_Name.lock            held by the one process that writes (`lock.py`)
     nnUNet_raw/.Dataset520_Name.converting/
       dataset/imagesTr …                        will be moved into place
       records/CASE.json                         written after the files of a case: its report and what it was made of
@@ -108,7 +108,7 @@ class Unfinished:
             finished = len(list(self._record("").parent.glob("[!.]*.json")))
             kept = f"{finished} finished case(s) are kept in {self.folder}, the same command goes on from there"
             if not finished:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                shutil.rmtree(self.folder, ignore_errors=True)      # the error is what matters
             elif isinstance(error, UserError):
                 raise UserError(f"{error} ({kept})") from error
             elif isinstance(error, KeyboardInterrupt):
@@ -119,24 +119,6 @@ class Unfinished:
 def hidden_folder(dataset: Path) -> Path:
     """Where a dataset is while it is converted."""
     return dataset.with_name(f".{dataset.name}.converting")
-
-
-@contextmanager
-def only_writer(dataset: Path) -> Iterator[None]:
-    """Refuse to write a dataset that another process is writing."""
-    from filelock import FileLock, Timeout
-    dataset.parent.mkdir(parents=True, exist_ok=True)
-    file = dataset.with_name(f".{dataset.name}.lock")
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{dataset} is being written by another process: wait until it is done") from error
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        lock.release()
 
 
 def digest(content: Any) -> str:

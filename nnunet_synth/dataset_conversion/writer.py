@@ -12,6 +12,7 @@ The dataset appears complete or not at all. A conversion that was stopped goes o
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -25,16 +26,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_synth import __version__
-from nnunet_synth.atomic import write_json
+from nnunet_synth.atomic import refusal, remove_folder, write_json
 from nnunet_synth.data.raw_images import check_file, check_raw_image
 from nnunet_synth.data.splits import PARTS, check_split, load_splits, splits_file
 from nnunet_synth.data.voxel_size import check_voxel_size
 from nnunet_synth.dataset_conversion.case import Case, CaseContent, DatasetDescription, PassedOver, parted
 from nnunet_synth.dataset_conversion.report import SUFFIX, CaseReport, ConversionReport, write_metadata
 from nnunet_synth.dataset_conversion.sources import Source, scratch_folder
-from nnunet_synth.dataset_conversion.unfinished import Unfinished, hidden_folder, only_writer
+from nnunet_synth.dataset_conversion.unfinished import Unfinished, hidden_folder
 from nnunet_synth.dataset_conversion.volumes import value_counts
 from nnunet_synth.errors import UserError
+from nnunet_synth.lock import only_writer
 from nnunet_synth.parallel import parallel_map
 from nnunet_synth.progress import progress
 
@@ -94,7 +96,7 @@ def write_dataset(found: Iterable[Case | PassedOver], description: DatasetDescri
                 # folds without a dataset mislead nobody, and the next run finds and keeps them.
                 _write_splits(make_splits(report.usable), report, unfinished.folder, preprocessed)
             unfinished.dataset.replace(target)
-        shutil.rmtree(unfinished.folder, ignore_errors=True)
+        remove_folder(unfinished.folder)
     return report
 
 
@@ -288,9 +290,15 @@ def _write_image(image: SimpleITK.Image, path: Path) -> None:
         else:
             check_file(path)
     except (RuntimeError, UserError) as error:
-        free = shutil.disk_usage(path.parent).free // 2**20
-        raise UserError(f"{path} cannot be written, {free} MB are free there: make room and convert again "
+        raise UserError(f"{path} cannot be written, {_what_to_do(path)} and run the same command again "
                         f"({str(error).strip().splitlines()[-1]})") from error
+
+
+def _what_to_do(path: Path) -> str:
+    refused = refusal(path.parent, path)
+    if refused is not None and refused.errno == errno.EFBIG:
+        return "it is larger than the limit on the size of a file (ulimit -f): raise the limit"
+    return f"{shutil.disk_usage(path.parent).free // 2**20} MB are free there: make room"
 
 
 def _check_length(image: SimpleITK.Image, path: Path) -> None:

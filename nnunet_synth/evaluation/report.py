@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_synth.atomic import atomic_folder, write_json, write_text
+from nnunet_synth.atomic import atomic_folder, remove_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -234,8 +233,7 @@ def _markdown(report: Report, folder: Path) -> str:
             blocks.append(part.markdown([f"{folder.name}/{name}" for name, _ in named]))
     if report.facts:
         blocks += ["---", "\n".join(f"- {name}: {value}" for name, value in report.facts.items())]
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove_folder(folder)
     if pictures:
         with atomic_folder(folder) as temporary:
             for name, picture in pictures:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_synth.atomic import atomic_folder, write_json, write_text
+from nnunet_synth.atomic import atomic_folder, remove_folder, write_json, write_text
 from nnunet_synth.csv_file import to_csv
 from nnunet_synth.evaluation.report import (
     Cell,
@@ -61,7 +60,7 @@ def write_selection(selection: Selection, folder: Path) -> Path:
 
 def write_galleries(selection: Selection, folder: Path) -> None:
     """A PNG for the real images and for each model: label | image | what the segmenter found."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
     with atomic_folder(folder) as new:
         for name, judged in selection.judged.items():
             write_gallery(judged.rows, COLUMNS[:len(judged.rows[0])], new / _file(name))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_synth.atomic import atomic_folder, write_json
+from nnunet_synth.atomic import atomic_folder, remove_folder, write_json
 from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.data.splits import splits_file
 from nnunet_synth.errors import UserError
@@ -274,7 +274,7 @@ class Predict(Run):
         if not self.images.is_dir():
             raise UserError(f"{self.images} does not exist: there is nothing to predict")
         for folder in (self.target, self._unfinished):      # of an older training, or of a run that was killed
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
     def commands(self) -> list[Command]:
         train = self.trained
@@ -339,7 +339,7 @@ class Evaluate(Run):
     def begin(self) -> None:
         if self.held_out is not None:
             folds, fold, ratio = self.held_out
-            shutil.rmtree(self.truth, ignore_errors=True)
+            remove_folder(self.truth)
             with atomic_folder(self.truth) as folder:
                 for case in folds.parts(fold, ratio)["val"]:
                     name = f"{case}{folds.files.file_ending}"

@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nnunet_synth.errors import UserError
+from nnunet_synth.lock import Lock
 from nnunet_synth.process import LoggedProcess
 from nnunet_synth.study.board import Board
-from nnunet_synth.study.lock import Lock
 from nnunet_synth.study.place import Place
 from nnunet_synth.study.run import Command, NotPossibleError, Run
 
@@ -32,7 +32,7 @@ def study_lock(folder: Path, shared: bool = False) -> Iterator[None]:
     """Held while a study works in `folder`; single runs of a job array share it. Raises UserError where it is taken."""
     lock = Lock(folder / "study.lock")
     if not lock.acquire(shared):
-        raise UserError(f"another nnunet_synth study works in {folder} (process {lock.holder}): wait for it, or stop "
+        raise UserError(f"another nnunet_synth study works in {folder} ({lock.holder}): wait for it, or stop "
                         "it; for many runs at once see --gpus and --list")
     try:
         yield

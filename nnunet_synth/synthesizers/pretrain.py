@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nnunet_synth.atomic import write_text
 from nnunet_synth.errors import UserError
+from nnunet_synth.kept_aside import keep_aside
 from nnunet_synth.mixed_precision import autocast
 from nnunet_synth.progress import progress
 from nnunet_synth.synthesizers.base import Batch, Slices, SliceSource, Stage, Synthesizer, SynthMeta, Trainable
@@ -97,7 +98,7 @@ def pretrain(synthesizer: Trainable, slices: SliceSource, folder: str | Path, *,
             raise UserError(_difference(state["settings"], settings))
         if resume:
             synthesizer.load_state_dict(state["synthesizer"])
-        log = _Log(folder, resume, stages[:state["stage"] + 1], state["step"])
+        log = _Log(folder, [stage.name for stage in stages], state["stage"], state["step"])
         conditions = slices.sample(NUM_GALLERY_ROWS, tuple(synthesizer.meta.patch_size), _numpy_rng(seed, _GALLERY))
 
         for index in range(state["stage"], len(stages)):
@@ -335,11 +336,19 @@ def draw_gallery(synthesizer: Synthesizer, conditions: Slices, target: Path, see
 class _Log:
     """`log.jsonl`: one line for every few steps, the mean of each term over them."""
 
-    def __init__(self, folder: Path, resume: bool, stages: list[Stage], step: int) -> None:
+    def __init__(self, folder: Path, stages: list[str], stage: int, step: int) -> None:
         self.path = folder / LOG_FILE
         self.curves = folder / CURVES_FILE
-        self.entries = _entries_until(self.path, [stage.name for stage in stages], step) if resume else []
-        write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), self.path)
+        if (stage, step) == (0, 0):
+            keep_aside(self.path)           # of a run that was stopped before its first checkpoint
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else None
+        # A killed run may leave half a line; what was logged after the checkpoint will be logged again.
+        entries = [json.loads(line) for line in (before or "").splitlines() if line.endswith("}")]
+        self.entries = [entry for entry in entries if entry["stage"] in stages[:stage]
+                        or (entry["stage"] in stages[stage:stage + 1] and entry["step"] <= step)]
+        text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+        if text != before:
+            write_text(text, self.path)
         self.pending: list[dict[str, Tensor]] = []
         self.since = time.monotonic()
         self.suspicious_steps = 0
@@ -373,15 +382,6 @@ class _Log:
             print(f"warning: step {step}: a discriminator has been right in more than {SUSPICIOUS_ACCURACY:.0%} of "
                   f"its decisions for {SUSPICIOUS_STEPS} steps; the generator may learn nothing from it any more",
                   file=sys.stderr)
-
-
-def _entries_until(path: Path, stages: list[str], step: int) -> list[dict[str, Any]]:
-    """The log up to the checkpoint: what was logged after it will be logged again."""
-    if not path.exists():
-        return []
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return [entry for entry in entries if entry["stage"] in stages[:-1]
-            or (entry["stage"] == stages[-1] and entry["step"] <= step)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from nnunet_synth.data.preprocessed_cases import dataset_class
 from nnunet_synth.data.slices import FoldSlices
 from nnunet_synth.data.splits import check_split, find_split, load_splits
 from nnunet_synth.data.unlabelled import preprocess_pool
+from nnunet_synth.environment import check_environment
 from nnunet_synth.errors import UserError
 from nnunet_synth.mixed_precision import LossInFloat32, autocast, is_wanted_on_cpu
 from nnunet_synth.trainers.checkpoint import (
@@ -61,6 +62,7 @@ from nnunet_synth.trainers.checkpoint import (
     write_checkpoint,
 )
 from nnunet_synth.trainers.epoch_log import EpochLog
+from nnunet_synth.trainers.one_training import only_training, refuse_second_training
 
 
 class ConfiguredTrainer(nnUNetTrainer):
@@ -75,12 +77,14 @@ class ConfiguredTrainer(nnUNetTrainer):
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"this torch ({torch.__version__}) sees no CUDA device: train with -device cpu, or see "
                             "nnunet_synth doctor")
+        check_environment()
         stock = PlansManager(plans).get_configuration(configuration)
         if stock.previous_stage_name is not None:
             raise UserError(f"{type(self).__name__} does not support cascades: the layout maps travel in the slot of "
                             "the previous stage's segmentation; train 2d or 3d_fullres")
         settings = TrainerConfig.from_plans_configuration(stock.configuration.get("nnunet_synth", {}))
         self.check_settings(settings)
+        refuse_second_training(type(self), plans, configuration, fold)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
         for name, value in settings.trainer_attributes().items():
@@ -151,13 +155,18 @@ class ConfiguredTrainer(nnUNetTrainer):
         return load_experiment(self.plans_manager.dataset_name, self.configuration_name, self.fold,
                                self.plans_manager.plans_name)
 
+    def run_training(self) -> None:
+        with only_training(self):
+            super().run_training()
+
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         self.prepare_cases()
         self.prepare_training()
         super().on_train_start()
-        self.epoch_log.truncate(self.current_epoch)
+        if self.local_rank == 0:
+            self.epoch_log.begin(self.current_epoch)
         if self._rng_to_restore is not None:
             # After the loaders drew their first batch: from here on every draw is that of the run that was stopped.
             restore_rng(self._rng_to_restore)
@@ -172,7 +181,7 @@ class ConfiguredTrainer(nnUNetTrainer):
     def preprocess(self) -> None:
         """Preprocess the unlabelled cases and layouts that are missing, once for all ranks."""
         if self.local_rank == 0:
-            plan = preprocess_pool(self.experiment, num_processes=max(1, get_allowed_n_proc_DA()))
+            plan = preprocess_pool(self.experiment, num_processes=max(1, get_allowed_n_proc_DA()), waits=True)
             for warning in plan.warnings:
                 self.print_to_log_file(f"WARNING: {warning}")
         if self.is_ddp:
@@ -376,6 +385,10 @@ class ConfiguredTrainer(nnUNetTrainer):
         return super().validation_step({**batch, "data": self.mask_outside(image, layout)})
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        with only_training(self):
+            self._validate(save_probabilities)
+
+    def _validate(self, save_probabilities: bool) -> None:
         if not self.settings.mask_outside_layout:
             return super().perform_actual_validation(save_probabilities)
         self.print_to_log_file("mask_outside_layout: validation cases are masked as in training. To predict new cases, "

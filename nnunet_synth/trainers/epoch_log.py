@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 from nnunet_synth.atomic import write_text
+from nnunet_synth.kept_aside import keep_aside
 
 FILE_NAME = "semi_supervised.jsonl"
+PREVIEWS = "previews"       # folder of the pictures beside it
 
 
 class EpochLog:
-    """The log of a run; a resumed run drops the epochs that it is about to do again."""
+    """The log of a run; a resumed run drops the epochs that it is about to do again, a new one keeps the old log."""
 
     def __init__(self, output_folder: Path) -> None:
         self.path = Path(output_folder) / FILE_NAME
@@ -29,8 +31,12 @@ class EpochLog:
         lines = self.path.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]       # a killed run may leave half a line
 
-    def truncate(self, num_epochs: int) -> None:
-        """Forget epochs from `num_epochs` on."""
-        if self.path.exists():
+    def begin(self, num_epochs: int) -> None:
+        """Where the checkpoint of a resumed run has `num_epochs`, forget the later ones. Where a new run begins, keep
+        what an earlier one wrote under a name with its time, as nnU-Net keeps its own logs."""
+        if num_epochs == 0:
+            keep_aside(self.path)
+            keep_aside(self.path.with_name(PREVIEWS))
+        elif self.path.exists():
             kept = [entry for entry in self.read() if entry["epoch"] < num_epochs]
             write_text("".join(json.dumps(entry) + "\n" for entry in kept), self.path)

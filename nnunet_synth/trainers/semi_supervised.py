@@ -20,6 +20,7 @@ from nnunet_synth.data.unlabelled import PoolPlan
 from nnunet_synth.errors import UserError
 from nnunet_synth.losses.segmentation import PseudoLabels
 from nnunet_synth.trainers.configured import ConfiguredTrainer
+from nnunet_synth.trainers.epoch_log import PREVIEWS
 from nnunet_synth.trainers.loss_terms import Synthesize
 from nnunet_synth.trainers.preview import PreviewSample, write_preview
 from nnunet_synth.trainers.synthesis import UnlabelledBatch
@@ -149,7 +150,7 @@ class SemiSupervisedTrainer(ConfiguredTrainer):
         every = self.settings.preview_every
         if self.local_rank == 0 and self._last_sample is not None and every and (self.current_epoch + 1) % every == 0:
             write_preview(self._last_sample,
-                          Path(self.output_folder) / "previews" / f"epoch_{self.current_epoch + 1:04d}.png")
+                          Path(self.output_folder) / PREVIEWS / f"epoch_{self.current_epoch + 1:04d}.png")
         self._last_sample = None
 
 

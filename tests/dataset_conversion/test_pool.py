@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import SimpleITK
 
 from nnunet_synth.dataset_conversion.case import CaseContent
 from nnunet_synth.dataset_conversion.pool import add_to_pool
-from nnunet_synth.dataset_conversion.unfinished import only_writer
 from nnunet_synth.dataset_conversion.writer import write_dataset
 from nnunet_synth.errors import UserError
+from nnunet_synth.lock import only_writer
 from tests.dataset_conversion.toy import DESCRIPTION, HU, LABEL, LAYOUT, case, hu, take_reads, volume
 
 UPRIGHT = {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}        # LPS, as converters write
@@ -204,7 +205,7 @@ def test_check_writes_nothing(dataset, tmp_path):
 
 
 def test_one_writer_at_a_time(dataset, tmp_path):
-    with only_writer(dataset), pytest.raises(UserError, match="is being written by another process"):
+    with only_writer(dataset), pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on host"):
         add_to_pool(new_cases(tmp_path), DESCRIPTION, dataset, "toy")
 
 

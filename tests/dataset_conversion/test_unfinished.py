@@ -95,7 +95,7 @@ def test_killed(tmp_path, num_jobs):
         (tmp_path / name).write_text("wait")
     child = start(tmp_path, num_jobs)
     wait_until(lambda: finished(tmp_path) == 2 and (tmp_path / "reads.log").read_text().split()[2:])
-    with pytest.raises(UserError, match="is being written by another process"):
+    with pytest.raises(UserError, match=f"is being written by process {child.pid} on host"):
         write_dataset(cases(tmp_path), DESCRIPTION, target(tmp_path))
     workers = children_of(child.pid)
     assert num_jobs == 1 or len(workers) >= 2

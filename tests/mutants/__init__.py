@@ -1,1 +1,2 @@
-"""Files that are nearly right: valid ones with one to three changes, by the thousand. `python -m tests.mutants` runs them."""
+"""Files that are nearly right: valid ones with one to three changes. `python -m tests.mutants` meets them by the
+thousand."""

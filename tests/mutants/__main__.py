@@ -32,8 +32,8 @@ def meet_part(name: str, root: Path, first: int, number: int) -> None:
         try:
             print(f"{mutant} {meet(name, root, mutant)}", flush=True)
         except Exception as error:
-            where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
-                     if "nnunet_synth" in frame.filename][-2:]
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "nnunet_synth" in frame.filename]
+            where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-2:]]
             text = " ".join(str(error).split())[:160]
             print(f"{mutant} failed {type(error).__name__} {' '.join(where)} {text}", flush=True)
         signal.alarm(0)
@@ -60,8 +60,8 @@ def main() -> int:
         first, end = args.first, args.first + args.number
         while first < end:
             number = min(PART, end - first)
-            done = subprocess.run([sys.executable, "-m", "tests.mutants", args.format, str(number), "--first", str(first),
-                                   "--part", str(root)], capture_output=True, text=True)
+            command = [sys.executable, "-m", "tests.mutants", args.format, number, "--first", first, "--part", root]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
             lines = [line.split(" ", 2) for line in done.stdout.splitlines() if line.split(" ")[0].isdecimal()]
             for line in lines:
                 if line[1] == "failed":

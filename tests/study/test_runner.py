@@ -12,7 +12,7 @@ import pytest
 
 from nnunet_synth import process as process_module
 from nnunet_synth.errors import UserError
-from nnunet_synth.study.lock import Lock
+from nnunet_synth.lock import Lock
 from nnunet_synth.study.place import Place
 from nnunet_synth.study.run import NotPossibleError, Run
 from nnunet_synth.study.runner import Runner, run_one, study_lock

@@ -118,7 +118,7 @@ def test_half_a_line_in_the_log_does_not_stop_a_resumed_run(tmp_path: Path) -> N
     for epoch in range(3):
         log.write(epoch, {"loss": 0.5})
     log.path.write_text(log.path.read_text()[:-7])
-    log.truncate(2)
+    log.begin(2)
     log.write(2, {"loss": 0.25})
     assert [(entry["epoch"], entry["loss"]) for entry in log.read()] == [(0, 0.5), (1, 0.5), (2, 0.25)]
 
