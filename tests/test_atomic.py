@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from nnunet_synth.atomic import atomic_file, atomic_folder, write_text
+from nnunet_synth.atomic import atomic_file, atomic_folder, remove_folder, write_text
 from nnunet_synth.errors import UserError
+from tests.privileges import without_privileges
 
 
 @pytest.fixture
@@ -92,3 +95,33 @@ def test_where_there_is_room_the_error_is_its_own(tmp_path: Path) -> None:
 def test_a_report_names_files_whatever_bytes_are_in_their_names(tmp_path: Path) -> None:
     write_text("| scan_\udcff → é |", tmp_path / "report.md")
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == "| scan_\\udcff → é |"
+
+
+def test_the_largest_size_of_a_file_is_called_so(tmp_path: Path) -> None:
+    """`ulimit -f`: there is room on the disk, but this file may not grow. Writers say it in words of their own."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 21, before[1]))
+        with pytest.raises(OSError) as refused, atomic_file(tmp_path / "model.safetensors") as temporary:
+            temporary.write_bytes(bytes(2 ** 21))
+            raise RuntimeError("inline_container.cc: enforce fail")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert refused.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_removed_is_named() -> None:
+    with tempfile.TemporaryDirectory() as name:         # pytest's own may not be entered
+        root = Path(name)
+        (root / "pool").mkdir()
+        (root / "pool" / "case.b2nd").write_bytes(b"kept")
+        for folder in (root, root / "pool"):
+            folder.chmod(0o555)
+        with without_privileges(), pytest.raises(UserError, match="case.b2nd cannot be removed .*Permission denied"):
+            remove_folder(root / "pool")
+        assert (root / "pool" / "case.b2nd").exists()
+        root.chmod(0o755)
+        remove_folder(root / "pool")
+        remove_folder(root / "pool")                    # which is gone
+        assert not (root / "pool").exists()

@@ -180,7 +180,9 @@ def _other_geometries(image: SimpleITK.Image, path: Path) -> tuple[str, ...]:
     in_mm = IN_MILLIMETRES.get(NiftiHeader.read(path).unit, 1.0)        # nibabel leaves metres and microns as they are
     said = []
     for name, affine in forms.items():
-        if affine is not None:
+        if affine is not None and not np.isfinite(affine).all():
+            said.append(f"the {name} of the header is not finite: ignored, as nnU-Net does")
+        elif affine is not None:
             others = (corners @ affine[:3, :3].T + affine[:3, 3]) * in_mm * (-1, -1, 1)         # NIfTI is RAS, ITK LPS
             distance = np.linalg.norm(others - places, axis=1).max()
             if distance > _SAME_PLACE * min(image.GetSpacing()):

@@ -76,8 +76,11 @@ def test_a_whole_run(planned_dataset, monkeypatch, capsys):
     before = (folder / "model.safetensors").read_bytes()
     refused(*TINY, match="already holds a synthesizer of 2 steps.*--c.*--force")
     assert (folder / "model.safetensors").read_bytes() == before
-    run(*TINY, "--c")                       # nothing left to train; measures again
-    assert (folder / "model.safetensors").read_bytes() == before
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run(*TINY, "--c")
+    assert "is finished (2 steps): there is nothing to continue" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+    assert (folder / "log.jsonl").read_text()
     run(*TINY, "--force", "--seed", "1")
     assert (folder / "model.safetensors").read_bytes() != before
 

@@ -58,6 +58,23 @@ def test_a_run_leaves_everything_it_promises(tmp_path):
     assert picture.ndim == 3 and picture.std() > 10
 
 
+def test_what_was_measured_is_kept(tmp_path):
+    """A finished run that is continued keeps the log of both stages; one that never reached a checkpoint keeps its own
+    under another name when it begins anew."""
+    pretrain(build_toy(), ToySlices(), tmp_path, steps=20, samples_every=999, log_every=5)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    assert len(log.splitlines()) == 4
+    pretrain(build_toy(), ToySlices(), tmp_path, steps=20, samples_every=999, log_every=5, resume=True)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "log.jsonl").write_bytes(log)
+    pretrain(build_toy(), ToySlices(), stopped, steps=4, samples_every=999, log_every=1)
+    kept, = stopped.glob("log_*.jsonl")
+    assert kept.read_bytes() == log and (stopped / "log.jsonl").read_bytes() != log
+
+
 def test_training_learns(tmp_path):
     pretrain(build_toy(), ToySlices(), tmp_path, steps=120, samples_every=1000)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

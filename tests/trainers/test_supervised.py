@@ -102,3 +102,19 @@ def test_lung_only_input_without_a_pool(planned_dataset: Path) -> None:
 def test_passes_over_scans_that_it_does_not_read_are_refused(planned_dataset: Path) -> None:
     with pytest.raises(UserError, match="epochs_over_unlabelled counts passes.*num_epochs"):
         make_trainer(SupervisedTrainer, planned_dataset, num_epochs=None, epochs_over_unlabelled=3)
+
+
+def test_a_training_begun_anew_keeps_what_the_finished_one_measured(planned_dataset: Path) -> None:
+    first = make_trainer(CPSTrainer, planned_dataset, seed=0, preview_every=1)
+    first.run_training()
+    folder = Path(first.output_folder)
+    log = (folder / "semi_supervised.jsonl").read_bytes()
+    pictures = sorted(path.name for path in (folder / "previews").iterdir())
+    assert len(log.splitlines()) == 2 and pictures
+
+    again = make_trainer(CPSTrainer, planned_dataset, seed=1, preview_every=0)
+    again.run_training()
+    kept, = folder.glob("semi_supervised_*.jsonl")
+    assert kept.read_bytes() == log != (folder / "semi_supervised.jsonl").read_bytes()
+    kept_pictures, = folder.glob("previews_*")
+    assert sorted(path.name for path in kept_pictures.iterdir()) == pictures
