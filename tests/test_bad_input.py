@@ -208,7 +208,6 @@ def test_a_fold_that_leaks_or_is_empty(planned_dataset: Root, refused, parts: di
     (f"pretrain {DATASET_ID} 2d 0 --synthesizer saen", ["saen", "sean"]),
     (f"pretrain {DATASET_ID} 2d 0 --preset huge", ["huge", "tiny, default, paper"]),
     (f"pretrain {DATASET_ID} 2d 0 --option nfg=8", ["nfg", "ngf"]),
-    (f"pretrain {DATASET_ID} 2d 0 --steps 0", ["--steps 0", "at least 1"]),
     (f"pretrain {DATASET_ID} 2d 0 --device gpu", ["--device gpu", "cpu, cuda"]),
     (f"configure {DATASET_ID} 2d --name 2d_x --set pseudo_wieght=1", ["pseudo_wieght", "did you mean pseudo_weight?"]),
     (f"configure {DATASET_ID} 2d --name 2d_x --set pseudo_weight=-1", ["pseudo_weight", "at least 0"]),

@@ -237,7 +237,7 @@ def test_an_unknown_option_is_named_with_the_known_ones(source, tmp_path):
 
 
 @pytest.mark.parametrize("line, message", [
-    (["-d", "520", "--add-to-pool", "521"], "not allowed with argument"), (["-d", "x"], "invalid int value"),
+    (["-d", "520", "--add-to-pool", "521"], "not allowed with argument"), (["-d", "x"], "must be a whole number"),
     (["--name", "New", "--add-to-pool", "521"], "--name is that of a new dataset"),
     (["-d", "520", "--tusk"], "unrecognized arguments: --tusk"), ([], "-d ID of the new dataset is missing"),
     (["-d", "520", "--task", "nodules"], "invalid choice: 'nodules'")])

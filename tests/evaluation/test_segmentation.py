@@ -282,13 +282,10 @@ class TestFolders:
     @pytest.mark.parametrize("change, message", [
         ("missing", "lacks 1 of the 3 cases"), ("extra", "lacks 1 of the 4 cases"), ("shape", "shape"),
         ("spacing", "spacing"), ("origin", "origin"), ("value", r"value\(s\) 7"), ("truncated", "truncated"),
-        ("no folder", "no folder"), ("no files", "no label maps"), ("tolerance", "tolerance"),
-        ("overlap", "lesion overlap"), ("volume", "lesion volume"),
-        ("false positive", "smallest false detection"), ("slice dice", "lowest DSC"), ("float", "not integers")])
+        ("no folder", "no folder"), ("no files", "no label maps"), ("float", "not integers")])
     def test_bad_input(self, folders, tmp_path, change, message):
         prediction, truth = folders
         labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(prediction / "a.nii.gz")))
-        arguments = []
         if change == "missing":
             (prediction / "b.nii.gz").unlink()
         elif change == "extra":
@@ -309,22 +306,25 @@ class TestFolders:
         elif change == "no files":
             prediction = tmp_path / "empty"
             prediction.mkdir()
-        elif change == "tolerance":
-            arguments = ["--tolerance", "-1"]
-        elif change == "overlap":
-            arguments = ["--lesion-overlap", "10"]
-        elif change == "volume":
-            arguments = ["--min-lesion-volume", "nan"]
-        elif change == "false positive":
-            arguments = ["--min-false-positive", "-1"]
-        elif change == "slice dice":
-            arguments = ["--min-slice-dice", "0"]
         elif change == "float":
             image = SimpleITK.ReadImage(str(prediction / "a.nii.gz"), SimpleITK.sitkFloat32)
             SimpleITK.WriteImage(image * 0.5, str(prediction / "a.nii.gz"))
         with pytest.raises(UserError, match=message) as error:
-            run(prediction, truth, "--output", tmp_path / "out", *arguments)
+            run(prediction, truth, "--output", tmp_path / "out")
         assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("criterion, value, message", [
+        ("tolerance", -1.0, "tolerance"), ("lesion_overlap", 10.0, "lesion overlap"),
+        ("min_lesion_volume", float("nan"), "lesion volume"), ("min_false_positive", -1, "smallest false detection"),
+        ("min_slice_dice", 0.0, "lowest DSC")])
+    def test_criteria_out_of_range(self, folders, tmp_path, capsys, criterion, value, message):
+        from nnunet_synth.commands.evaluate import evaluate
+        with pytest.raises(UserError, match=message):
+            evaluate(*folders, output=tmp_path / "out", **{criterion: value})
+        with pytest.raises(SystemExit, match="2"):
+            run(*folders, "--output", tmp_path / "out", f"--{criterion.replace('_', '-')}=-5")
+        assert f"argument --{criterion.replace('_', '-')}: must be" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("content", ["{", "{}", '{"labels": {"lesion": "one"}}', '{"labels": [1]}'])
