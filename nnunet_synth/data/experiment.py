@@ -14,7 +14,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_synth.atomic import write_json
 from nnunet_synth.data.nnunet_folders import environment_folder, find_dataset
-from nnunet_synth.data.planned_files import check_inheritance, read_dataset_json, read_plans
+from nnunet_synth.data.planned_files import (
+    check_configuration,
+    check_inheritance,
+    naming_unusable_plans,
+    read_dataset_json,
+    read_plans,
+)
 from nnunet_synth.data.raw_images import list_cases
 from nnunet_synth.data.splits import (
     check_split,
@@ -59,6 +65,10 @@ class Experiment:
     @property
     def plans_name(self) -> str:
         return self.plans_manager.plans_name
+
+    @property
+    def plans_file(self) -> Path:
+        return self.preprocessed_folder / f"{self.plans_name}.json"
 
     @cached_property
     def configuration_manager(self) -> ConfigurationManager:
@@ -234,6 +244,10 @@ def load_experiment(dataset: str | int, configuration: str, fold: int | str | No
         known = ", ".join(plans_content["configurations"])
         raise UserError(f"{plans}.json of {name} has no configuration {configuration!r}; it has: {known}")
     check_inheritance(plans_content["configurations"], configuration, preprocessed / f"{plans}.json")
+    with naming_unusable_plans(preprocessed / f"{plans}.json"):
+        plans_manager = PlansManager(plans_content)
+        resolved = plans_manager.get_configuration(configuration).configuration
+    check_configuration(resolved, configuration, preprocessed / f"{plans}.json", cure)
     dataset_json = read_dataset_json(preprocessed / "dataset.json", cure, cure)
     raw_json = folders["nnUNet_raw"] / name / "dataset.json"
     if raw_json.exists():
@@ -241,7 +255,7 @@ def load_experiment(dataset: str | int, configuration: str, fold: int | str | No
         ours = read_dataset_json(raw_json, "restore it", "correct it").get("nnunet_synth")
         dataset_json = {**dataset_json, **({"nnunet_synth": ours} if ours else {})}
     return Experiment(dataset_name=name, configuration=configuration, fold=_parse_fold(fold, preprocessed),
-                      plans_manager=PlansManager(plans_content), dataset_json=dataset_json,
+                      plans_manager=plans_manager, dataset_json=dataset_json,
                       raw_folder=folders["nnUNet_raw"] / name, preprocessed_folder=preprocessed,
                       results_folder=folders["nnUNet_results"] / name)
 

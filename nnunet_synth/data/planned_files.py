@@ -3,7 +3,9 @@ off, or edited by hand, is told in one line, with its name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,33 @@ from nnunet_synth.json_file import read_object
 
 _PLANS_KEYS = ("dataset_name", "plans_name", "configurations", "image_reader_writer", "transpose_forward",
                "foreground_intensity_properties_per_channel")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_lengths(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) in (2, 3) and all(
+        type(length) is int and 1 <= length <= 10**5 for length in value)
+
+
+def _are_spacings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) in (2, 3) and all(
+        type(step) in (int, float) and 0 < step < math.inf for step in value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_text, value))
+
+
+_CONFIGURATION: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data_identifier": (_is_text, "the name of a folder"),
+    "preprocessor_name": (_is_text, "the name of nnU-Net's preprocessor"),
+    "patch_size": (_are_lengths, "two or three numbers of pixels"),
+    "spacing": (_are_spacings, "two or three distances in mm"),
+    "normalization_schemes": (_are_texts, "one name for each channel"),
+}
 
 
 def read_plans(path: Path, cure: str) -> dict[str, Any]:
@@ -38,6 +67,34 @@ def check_inheritance(configurations: Mapping[str, Mapping[str, Any]], configura
             raise UserError(f"configuration {configuration} of {path} inherits from itself "
                             f"({' → '.join([*chain, parent])}): correct \"inherits_from\"")
         chain.append(parent)
+
+
+def check_configuration(configuration: Mapping[str, Any], name: str, path: Path, cure: str) -> None:
+    """Raises UserError where a configuration, with all that it inherits, lacks what every verb looks up, or has it in
+    another form."""
+    for key, (is_right, wanted) in _CONFIGURATION.items():
+        if key not in configuration or not is_right(configuration[key]):
+            found = f"is {str(configuration[key])[:40]}" if key in configuration else "is missing"
+            raise UserError(f"\"{key}\" of configuration {name} in {path} {found}, it must be {wanted}: {cure}")
+    if len(configuration["patch_size"]) != len(configuration["spacing"]):
+        raise UserError(f"patch_size and spacing of configuration {name} in {path} differ in length: {cure}")
+
+
+@contextmanager
+def naming_unusable_plans(path: Path) -> Iterator[None]:
+    """Where nnU-Net stumbles over its own plans in here, say in one line over which file and what.
+
+    Raises:
+        UserError: instead of whatever nnU-Net raises for a key that is missing or a value of another type.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError, ImportError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"nnU-Net cannot work with {path} ({type(error).__name__}: {reason}): plan the dataset again, "
+                        "or correct it") from error
 
 
 def read_dataset_json(path: Path, if_missing: str, if_damaged: str) -> dict[str, Any]:

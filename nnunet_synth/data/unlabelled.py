@@ -25,6 +25,7 @@ from nnunet_synth.data.labelled_geometry import LabelledGeometry
 from nnunet_synth.data.layouts import RawMaps, layout_file, layout_note, locations_file, preprocess_layout
 from nnunet_synth.data.made_of import is_made_of, read_note, stamps, write_note
 from nnunet_synth.data.misnamed import misnamed, passed_over
+from nnunet_synth.data.planned_files import naming_unusable_plans
 from nnunet_synth.data.pool_copies import (
     Contents,
     compared,
@@ -229,15 +230,19 @@ def _preprocess_case(experiment: Experiment, labelled: LabelledGeometry,
     """nnU-Net's preprocessing of one case without a label; returns its id and what it shows."""
     case_id, image_files = case
     sources = stamps(image_files)
-    preprocessor = experiment.configuration_manager.preprocessor_class(verbose=False)
+    with naming_unusable_plans(experiment.plans_file):
+        preprocessor = experiment.configuration_manager.preprocessor_class(verbose=False)
+        reader = experiment.plans_manager.image_reader_writer_class()
     labelled.check_dimensions(image_files)
-    image, properties = read_image(image_files, experiment.plans_manager.image_reader_writer_class())
+    image, properties = read_image(image_files, reader)
     check_channels(image, experiment.channel_names, image_files[0])
     _check_intensities(image, experiment.channel_names, image_files)
     labelled.check_spacing(properties["spacing"], image_files[0])
     content = Content.of(image)
-    data, outside, properties = preprocessor.run_case_npy(
-        image, None, properties, experiment.plans_manager, experiment.configuration_manager, experiment.dataset_json)
+    with naming_unusable_plans(experiment.plans_file):
+        data, outside, properties = preprocessor.run_case_npy(
+            image, None, properties, experiment.plans_manager, experiment.configuration_manager,
+            experiment.dataset_json)
     properties["class_locations"] = {}      # nothing to oversample: nobody labelled it
     patch_size = tuple(experiment.configuration_manager.patch_size)
     data, outside = data.astype(np.float32, copy=False), outside.astype(np.int16, copy=False)

@@ -19,9 +19,10 @@ from nnunet_synth.errors import UserError
 CHECKSUM = "sha256"         # key of the metadata; older files have none
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write safetensors with the checksum of the tensors in its metadata."""
-    save_file(dict(state), path, metadata={**metadata, CHECKSUM: tensors_sha256(state)})
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write safetensors with the checksum of the tensors in its metadata; the same weights, the same bytes."""
+    # One key only: safetensors writes several in an order of its own, another one each time.
+    save_file(dict(state), path, metadata={CHECKSUM: tensors_sha256(state)})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

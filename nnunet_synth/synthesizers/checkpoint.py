@@ -47,7 +47,7 @@ def save_synthesizer(synthesizer: Trainable, folder: str | Path) -> None:
              for name, tensor in synthesizer.export_state().items()}
     remove_abandoned(folder / WEIGHTS_FILE)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_weights(state, temporary, metadata={"synthesizer": synthesizer.meta.synthesizer})
+        save_weights(state, temporary)
     save_meta(synthesizer.meta, folder)
 
 

@@ -17,7 +17,9 @@ PLANS = {
     "transpose_forward": [0, 1, 2],
     "foreground_intensity_properties_per_channel": {"0": {"mean": -512.3456789012345, "std": 1e-7}},
     "configurations": {
-        "2d": {"data_identifier": "nnUNetPlans_2d", "batch_size": 12, "patch_size": [64, 64], "architecture": {}},
+        "2d": {"data_identifier": "nnUNetPlans_2d", "batch_size": 12, "patch_size": [64, 64], "architecture": {},
+               "preprocessor_name": "DefaultPreprocessor", "spacing": [1.0, 1.0],
+               "normalization_schemes": ["CTNormalization"]},
         "2d_wide": {"inherits_from": "2d", "batch_size": 4},
     },
     "experiment_planner_used": "ExperimentPlanner",

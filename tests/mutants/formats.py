@@ -12,17 +12,23 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import SimpleITK
+import torch
 import yaml
 
 from nnunet_synth.cli import main
+from nnunet_synth.config import TrainerConfig
+from nnunet_synth.data.experiment import load_experiment
 from nnunet_synth.data.raw_images import read_image, read_segmentation
+from nnunet_synth.data.unlabelled import PoolPlan, check_pool
 from nnunet_synth.errors import UserError
 from nnunet_synth.study.parse import STUDIES
 from nnunet_synth.synthesizers.checkpoint import load_synthesizer
@@ -57,14 +63,16 @@ class Format:
 def outcome_of_command(*arguments: object) -> str:
     """Run a verb in this process. Raises AssertionError where it says more, or less, than one line."""
     said, shown = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)      # libraries' own, when they are imported
         status = main([str(argument) for argument in arguments])
-    lines = [line for line in said.getvalue().splitlines() if not PROGRESS.fullmatch(line)]
+    lines = said.getvalue().splitlines()
     if status == 0:
         return "taken"
     assert status == 2, (status, lines)
     errors = [line for line in lines if ": error: " in line]
-    others = [line for line in lines if line not in errors and not line.startswith("warning: ")]
+    others = [line for line in lines
+              if line not in errors and not line.startswith("warning: ") and not PROGRESS.fullmatch(line)]
     assert len(errors) == 1 and not others, lines
     return "refused"
 
@@ -189,14 +197,26 @@ def _meet_json(root: Path, rng: np.random.Generator) -> str:
         file.write_text(_mutated_json(file, rng), encoding="utf-8")
         if file.name == "meta.json":
             return outcome_of_call(load_synthesizer, synthesizer)
-        if file.name == "splits_final.json":
+        chosen = rng.random()
+        if chosen < 0.6:
+            return outcome_of_call(_read_fold)
+        if chosen < 0.75 or file.name == "splits_final.json":
             return outcome_of_command("split", DATASET_ID, "--of-fold", 0, "--labelled", "50%")
-        if rng.random() < 0.3:
+        if chosen < 0.9:
             return outcome_of_command("configure", DATASET_ID, "2d", "--name", "2d_other", "--set", "num_epochs=5")
         return outcome_of_command("preprocess", DATASET_ID, "2d", "--jobs", 1)
     finally:
         for path, content in before.items():
             path.write_bytes(content)
+
+
+def _read_fold() -> None:
+    """What a training looks up before it begins."""
+    experiment = load_experiment(DATASET_ID, "2d", 0)
+    TrainerConfig.from_plans_configuration(experiment.configuration_manager.configuration.get("nnunet_synth", {}))
+    assert experiment.train_ids is not None and experiment.semantic is not None and experiment.split_sha256
+    check_pool(experiment)
+    assert PoolPlan(experiment).is_complete is not None
 
 
 def _meet_yaml(root: Path, rng: np.random.Generator) -> str:
@@ -223,10 +243,15 @@ def _meet_safetensors(root: Path, rng: np.random.Generator) -> str:
     try:
         file.write_bytes(mutant)
         outcome = outcome_of_call(load_synthesizer, synthesizer)
-        assert outcome == "refused" or mutant == valid, "changed weights were taken"
+        assert outcome == "refused" or _same_tensors(mutant, valid), "changed weights were taken"
         return outcome
     finally:
         file.write_bytes(valid)
+
+
+def _same_tensors(mutant: bytes, valid: bytes) -> bool:
+    found, expected = safetensors.torch.load(mutant), safetensors.torch.load(valid)
+    return list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 FORMATS = {

@@ -68,7 +68,7 @@ def test_a_crash_between_the_two_files_leaves_what_loads(folder: Path) -> None:
 def test_every_type_and_shape_of_tensor_is_summed(tmp_path: Path) -> None:
     state = {"scalar": torch.tensor(3), "none": torch.zeros(0, 2), "half": torch.ones(3, dtype=torch.bfloat16),
              "bool": torch.tensor([True]), "turned": torch.arange(6.0).view(2, 3).T.contiguous()}
-    save_weights(state, tmp_path / "x.safetensors", {})
+    save_weights(state, tmp_path / "x.safetensors")
     loaded = load_weights(tmp_path / "x.safetensors")
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
     assert tensors_sha256(state) != tensors_sha256({**state, "scalar": torch.tensor(2)})
@@ -130,3 +130,11 @@ def test_a_flipped_bit_of_the_train_state(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="train_state.pt is damaged .checksum of"):
         load_train_state(tmp_path)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    """`select` and the trainers know a model by the hash of its file."""
+    state = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2)}
+    for number in range(16):
+        save_weights(state, tmp_path / f"{number}.safetensors")
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(16)}) == 1

@@ -237,7 +237,8 @@ def test_a_whole_training(planned_dataset: Path, trainer_class: type[STTrainer],
 
     folder = trainer.pseudo_labels_folder()
     assert folder.parent.name == f"nnUNetPlans_{configuration}_pseudo"
-    assert sorted(path.stem for path in folder.iterdir()) == trainer.experiment.pool_ids, "no validation or test case"
+    stored = sorted(path.stem for path in folder.glob("*.b2nd"))
+    assert stored == trainer.experiment.pool_ids, "no validation or test case"
     assert json.loads(folder.with_suffix(".json").read_text())["teacher"] == str(teacher)
 
 
@@ -444,7 +445,7 @@ def test_resume_where_the_next_teacher_was_still_labelling(planned_dataset: Path
     monkeypatch.setattr(Teacher, "label", once)
     with pytest.raises(KeyboardInterrupt):
         make_trainer(STTrainer, planned_dataset, **settings).run_training()
-    assert len(list(second.iterdir())) == 1, "the same student is the same teacher"
+    assert len(list(second.glob("*.b2nd"))) == 1, "the same student is the same teacher"
     monkeypatch.setattr(Teacher, "label", label)
     continued = resumed(STTrainer, planned_dataset, **settings)
     assert continued.current_epoch == 2 and continued.round == 0
