@@ -19,8 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import DATASET_ID, JOBS
-from nnunet_synth.commands.numbers import whole
 from nnunet_synth.dataset_conversion.converter import CONVERTERS, load_converter
 from nnunet_synth.errors import UserError
 from nnunet_synth.process_counts import check_jobs

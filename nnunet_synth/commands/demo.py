@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import SEED
-from nnunet_synth.commands.numbers import whole
 
 EXAMPLE = "nnunet_synth demo my_demo"
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import SEED
-from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_synth.argument_types import real, whole
 from nnunet_synth.bounds import FRACTION, Bounds
-from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 
 EXAMPLE = "nnunet_synth evaluate predictions/ $nnUNet_raw/Dataset501_Lungs/labelsTs --tolerance 1"

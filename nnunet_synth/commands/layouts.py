@@ -37,8 +37,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.argument_types import real, whole
 from nnunet_synth.bounds import BATCH, JOBS, Bounds
-from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 from nnunet_synth.process_counts import check_jobs
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import JOBS
-from nnunet_synth.commands.numbers import whole
 
 EXAMPLE = "nnunet_synth preprocess 501 2d"
 

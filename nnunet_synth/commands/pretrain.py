@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import BATCH, SEED, SIDE, STEPS
-from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:

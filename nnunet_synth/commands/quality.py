@@ -34,8 +34,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_synth.argument_types import real, whole
 from nnunet_synth.bounds import IMAGES, SEED, SIDE, STEPS
-from nnunet_synth.commands.numbers import real, whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:

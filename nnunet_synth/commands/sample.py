@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import DATASET_ID, IMAGES, SEED
-from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnunet_synth.argument_types import whole
 from nnunet_synth.bounds import SEED
-from nnunet_synth.commands.numbers import whole
 from nnunet_synth.errors import UserError
 from nnunet_synth.json_file import read_object
 

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_synth.argument_types import real
 from nnunet_synth.bounds import Bounds
-from nnunet_synth.commands.numbers import real
 from nnunet_synth.errors import UserError
 
 if TYPE_CHECKING:

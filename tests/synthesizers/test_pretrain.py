@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from nnunet_synth.errors import UserError
-from nnunet_synth.synthesizers import checkpoint
+from nnunet_synth.synthesizers import checked_weights, checkpoint
 from nnunet_synth.synthesizers import pretrain as loop
 from nnunet_synth.synthesizers.checkpoint import load_train_state
 from nnunet_synth.synthesizers.ema import ExponentialMovingAverage, reestimate_batch_norm
@@ -365,7 +365,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, write
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    target, attribute = (torch, "save") if writer == "torch.save" else (checkpoint, "save_file")
+    target, attribute = (torch, "save") if writer == "torch.save" else (checked_weights, "save_file")
     monkeypatch.setattr(target, attribute, full)
     with pytest.raises(OSError, match="No space left"):
         pretrain(build_toy(seed=1), ToySlices(), tmp_path, steps=4)

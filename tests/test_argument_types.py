@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nnunet_synth.argument_types import real, whole
 from nnunet_synth.bounds import SEED, Bounds
 from nnunet_synth.cli import main
-from nnunet_synth.commands.numbers import real, whole
 
 PRETRAIN, SAMPLE, SELECT = "pretrain 1 2d 0", "sample 1 2d 0 --output x", "select 1 2d 0"
 REFUSED = [
