@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -134,7 +135,9 @@ def only_writer(target: Path, waits: bool = False) -> Iterator[None]:
             _say(f"waiting for {lock.holder}, which is writing {target}")
             time.sleep(POLL)
     except NoLocksError as error:
-        _say(f"warning: {error}; going on without: see to it that nothing else writes {target}")
+        if getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            # Who may not write here is told so by the first write, or finds everything done and writes nothing.
+            _say(f"warning: {error}; going on without: see to it that nothing else writes {target}")
     try:
         yield
     finally:

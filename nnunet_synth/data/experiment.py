@@ -76,7 +76,8 @@ class Experiment:
 
     @cached_property
     def label_manager(self) -> LabelManager:
-        return self.plans_manager.get_label_manager(self.dataset_json)
+        with naming_unusable_plans(self.preprocessed_folder / "dataset.json"):
+            return self.plans_manager.get_label_manager(self.dataset_json)
 
     # -- folders -----------------------------------------------------------------------------------------------------
 

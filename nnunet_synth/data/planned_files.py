@@ -91,7 +91,8 @@ def naming_unusable_plans(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError, ImportError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError, ImportError,
+            RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"nnU-Net cannot work with {path} ({type(error).__name__}: {reason}): plan the dataset again, "
                         "or correct it") from error

@@ -126,11 +126,8 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (("--accept-threshold", "1.5"), "--accept-threshold 1.5: a probability lies between 0 and 1"),
-    (("--accept-threshold", "-0.1"), "a probability lies between 0 and 1"),
     (("-n", "3"), "-n 3: give at least 4"),
     (("--classifier", "alexnet"), "alexnet is unknown; known: inception_v3, resnet18, googlenet"),
-    (("--classifier-steps", "0"), "--classifier-steps 0"),
     (("--synthesizer", "nonesuch"), "unknown synthesizer 'nonesuch'"),
     (("--synthesizer", "lcgan"), "synthesizer lcgan has no model for fold 0: first run nnunet_synth pretrain 701 2d 0 "
                                  "--synthesizer lcgan"),
