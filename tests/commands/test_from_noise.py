@@ -115,7 +115,7 @@ def test_montages_are_recorded_and_twice_as_large(experiment):
 @pytest.mark.parametrize("arguments, match", [
     (("--mask-source", "v2x"), "unknown mask source 'v2x'; known: v2um, v2m"),
     (("--mask-source", "v2um", "--option", "gray_step=300.0"), "gray_step must be at least 0 and at most 255, got 300"),
-    (("--mask-source", "v2um", "--option", "num_segments=0"), "num_segments must be at least 1 and at most 262144, got 0"),
+    (("--mask-source", "v2um", "--option", "num_segments=0"), "num_segments must be at least 1 and .*, got 0"),
     (("--mask-source", "v2um", "--option", "width=3"), "no option 'width'; it has: latent_size"),
     (("--mask-source", "v2m", "--patch-size", "1000", "1000"), "1000 × 1000.*cannot grow"),
     (("--mask-source", "v2m", "--steps", "2"), "at least one step for each of its 4 depths"),

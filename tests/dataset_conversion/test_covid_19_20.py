@@ -25,7 +25,7 @@ from nnunet_synth.dataset_conversion.writer import CaseReport, write_dataset
 from nnunet_synth.errors import UserError
 from tests.conftest import set_folders
 from tests.makers.covid_19_20 import AXES, PREFIX, TRAIN, VALIDATION, mix_sides, write_names, write_tree, write_workbook
-from tests.makers.volumes import NUM_PHANTOMS, phantom, write_volume
+from tests.makers.volumes import patient, write_volume
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def array(image: SimpleITK.Image) -> np.ndarray:
 
 
 def drawn(number: str):
-    return phantom((*TRAIN, *VALIDATION).index(number) % NUM_PHANTOMS)
+    return patient((*TRAIN, *VALIDATION).index(number))
 
 
 def written(cases) -> list[CaseReport]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_synth.data.phantom import PhantomCase
-from tests.makers.volumes import NUM_PHANTOMS, phantom, write_volume
+from tests.makers import volumes
+from tests.makers.volumes import write_volume
 
 CASES = tuple([f"coronacases_{number:03d}" for number in range(1, 11)] + [
     f"radiopaedia_{name}" for name in (
@@ -36,7 +37,7 @@ def write_tree(root: Path, size: int = 64, num_slices: int = 24) -> Path:
 
 def patient(case_id: str, size: int = 64, num_slices: int = 24) -> PhantomCase:
     """What the case shows, as an LPS array."""
-    return phantom(CASES.index(case_id) % NUM_PHANTOMS, size, num_slices)
+    return volumes.patient(CASES.index(case_id), size, num_slices)
 
 
 def to_gray(hu: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.makers.volumes import NUM_PHANTOMS, phantom, write_volume
+from tests.makers.volumes import patient, write_volume
 
 PREFIX = "volume-covid19-A-"
 TRAIN = ("0003", "0014", "0044", "0047_1", "0133", "0196_0", "0255", "0698")
@@ -22,7 +22,7 @@ def write_tree(root: Path, size: int = 64, num_slices: int = 24) -> Path:
     `root/lungs`; return the first."""
     source = root / "COVID-19-20_v2"
     for index, number in enumerate((*TRAIN, *VALIDATION)):
-        case = phantom(index % NUM_PHANTOMS, size=size, num_slices=num_slices)
+        case = patient(index, size=size, num_slices=num_slices)
         axes, case_id, is_train = AXES.get(number, "LPS"), PREFIX + number, number in TRAIN
         folder = source / ("Train" if is_train else "Validation")
         write_volume(case.image, case.spacing, folder / f"{case_id}_ct.nii.gz", axes)

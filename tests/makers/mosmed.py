@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from tests.makers.volumes import NUM_PHANTOMS, phantom, write_volume
+from tests.makers.volumes import patient, phantom, write_volume
 
 # Number of the study → category; those of 0255-0304 have masks.
 STUDIES = {1: "CT-0", 2: "CT-0", 255: "CT-1", 256: "CT-1", 257: "CT-1", 258: "CT-1", 295: "CT-1", 296: "CT-1",
@@ -24,7 +24,7 @@ def write_tree(root: Path, size: int = 64, num_slices: int = 24) -> Path:
     """Write `root/COVID19_1110` with a study of each kind and return it."""
     source = root / "COVID19_1110"
     for index, number in enumerate(STUDIES):
-        case = phantom(index % NUM_PHANTOMS, size=size, num_slices=num_slices)
+        case = patient(index, size=size, num_slices=num_slices)
         write_volume(case.image, case.spacing, study_file(source, number), "LAS")
         if number in MASKED:
             write_volume(case.label.astype(np.int16), case.spacing, mask_file(source, number), "LAS")

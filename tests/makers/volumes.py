@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,14 @@ NUM_PHANTOMS = 4        # different patients in a test copy: drawing them is wha
 def phantom(seed: int, size: int = 64, num_slices: int = 24, slice_spacing: float = 12.0) -> PhantomCase:
     """A patient with lesions; drawn once in a test run, so do not write into its arrays."""
     return draw_case(np.random.SeedSequence([2020, seed]), PhantomSettings(size, num_slices, slice_spacing))
+
+
+def patient(index: int, size: int = 64, num_slices: int = 24) -> PhantomCase:
+    """One of the phantoms, with one voxel of its own: no two patients have the same scan."""
+    case = phantom(index % NUM_PHANTOMS, size, num_slices)
+    image = case.image.copy()
+    image[0, 0, 0] += index // NUM_PHANTOMS
+    return replace(case, image=image)
 
 
 def write_volume(array: np.ndarray, spacing: tuple[float, ...], path: Path, axes: str = "LPS",
