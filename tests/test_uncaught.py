@@ -90,8 +90,9 @@ def test_in_a_worker_of_the_augmentation(train, planned_dataset):
     """A layout that is not the image's: the loader notices, in another process."""
     from nnunet_synth.data.experiment import load_experiment
     from nnunet_synth.data.layouts import layout_file, write_map
+    from nnunet_synth.data.unlabelled import preprocess_pool
     experiment = load_experiment(DATASET_ID, "2d", 0)
-    experiment.layouts_folder.mkdir(exist_ok=True)
+    preprocess_pool(experiment)         # up to date by its notes, so that training does not make them again
     for case_id in experiment.train_ids:
         write_map(np.zeros((1, 2, 3), np.int16), layout_file(experiment, case_id), (32, 32))
     child = train(nnUNet_n_proc_DA="2")
